@@ -1,0 +1,6 @@
+/** The public surface of nbd-protocol-ts: everything below is exported from here. */
+export * from './src/constants.js';
+export * from './src/wire.js';
+export * from './src/request.js';
+export * from './src/reply.js';
+export * from './src/validate.js';
