@@ -1,0 +1,47 @@
+/**
+ * Names that people give: nodes, groups, volumes, snapshots, and how they are
+ * put together. Owns the one spelling rule; must not know what exists.
+ *
+ *   device name     volume | volume@snapshot            within a group
+ *   export name     group/volume | group/volume@snapshot   NBD, command line
+ */
+
+/** What a single name looks like. It has no '/', no '@', and does not start with a punctuation mark. */
+export const NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
+/** The rule of NAME_PATTERN in a person's words. */
+export const NAME_RULE = '1 to 64 letters, digits, ".", "_" or "-", beginning with a letter or digit';
+/** Longest export name in bytes: three names and two separators. */
+export const MAX_EXPORT_NAME_BYTES = 3 * 64 + 2;
+
+export interface DeviceName {
+  readonly volume: string;
+  readonly snapshot: string | undefined;
+}
+
+export interface ExportName {
+  readonly group: string;
+  /** `volume` or `volume@snapshot`; undefined when only a group was named. */
+  readonly device: string | undefined;
+}
+
+export function isName(words: string): boolean {
+  return NAME_PATTERN.test(words);
+}
+
+/** Splits `volume` or `volume@snapshot`; undefined when a part breaks the rule. */
+export function parseDeviceName(words: string): DeviceName | undefined {
+  const at = words.indexOf('@');
+  const volume = at < 0 ? words : words.slice(0, at);
+  const snapshot = at < 0 ? undefined : words.slice(at + 1);
+  if (!isName(volume) || (snapshot !== undefined && !isName(snapshot))) return undefined;
+  return { volume, snapshot };
+}
+
+/** Splits `group`, `group/volume` or `group/volume@snapshot`; undefined when a part breaks the rule. */
+export function parseExportName(words: string): ExportName | undefined {
+  const slash = words.indexOf('/');
+  const group = slash < 0 ? words : words.slice(0, slash);
+  const device = slash < 0 ? undefined : words.slice(slash + 1);
+  if (!isName(group) || (device !== undefined && parseDeviceName(device) === undefined)) return undefined;
+  return { group, device };
+}

@@ -1,0 +1,287 @@
+/**
+ * The admin API in zod: the one source of its types (DESIGN §9, §10).
+ *
+ * Owns: names, shapes and limits of every resource, body, query and reply.
+ * Must not know: HTTP, sockets, how an operation is done.
+ *
+ * Requests are strict: an unknown key is an error, so that a misspelt option
+ * is never ignored. Replies are open: a newer daemon may say more than an
+ * older client knows. All sizes, offsets and LSNs are bytes; times of day are
+ * milliseconds since 1970; names end in their unit.
+ */
+
+import { z } from 'zod';
+import { NAME_PATTERN, NAME_RULE, parseDeviceName } from '../base/names.js';
+import { BLOCK_BYTES, MAX_DEVICE_BYTES, formatSize, parseSize } from '../base/units.js';
+
+// ---- words ------------------------------------------------------------------------------------------
+
+export const Name = z.string(`must be ${NAME_RULE}`).regex(NAME_PATTERN, `must be ${NAME_RULE}`);
+
+/** A device within a group. */
+export const Device = z
+  .string('must be VOLUME or VOLUME@SNAPSHOT')
+  .refine((words) => parseDeviceName(words) !== undefined, `must be VOLUME or VOLUME@SNAPSHOT, each ${NAME_RULE}`);
+
+export const LsnNumber = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
+
+const sizeRule = `must be a size such as "10G" or 10737418240, a multiple of ${BLOCK_BYTES}, from ${BLOCK_BYTES} to ${formatSize(MAX_DEVICE_BYTES)}`;
+
+/** Size of a device: bytes, or words such as "10G". Becomes bytes. */
+export const DeviceSize = z
+  .union([z.number(), z.string()], sizeRule)
+  .transform((value, context) => {
+    const bytes = typeof value === 'number' ? value : parseSize(value);
+    if (bytes !== undefined && Number.isSafeInteger(bytes) && bytes % BLOCK_BYTES === 0 && bytes >= BLOCK_BYTES && bytes <= MAX_DEVICE_BYTES) return bytes;
+    context.addIssue({ code: 'custom', message: sizeRule });
+    return z.NEVER;
+  });
+
+/**
+ * How far an operation must have come before it is answered: its marker
+ * `durable` in this node's journal, or `applied` by every secondary too.
+ */
+export const Wait = z.enum(['durable', 'applied'], 'must be "durable" or "applied"');
+
+const waiting = {
+  wait: Wait.default('durable'),
+  /** How long to wait for `applied`; the operation stays done when the time is over. */
+  waitSeconds: z.number().positive().max(86_400).default(60),
+};
+
+// ---- request bodies ---------------------------------------------------------------------------------
+
+/** POST /v1/groups/{group}/volumes */
+export const CreateVolumeBody = z.strictObject({ name: Name, size: DeviceSize, ...waiting });
+
+/** POST /v1/groups/{group}/snapshots: `source@name` of a volume's source, `volume@name` of a snapshot's. */
+export const SnapshotBody = z.strictObject({ source: Device, name: Name, ...waiting });
+
+/** POST /v1/groups/{group}/restore: `target` becomes what `source` is. */
+export const RestoreBody = z.strictObject({ target: Device, source: Device, force: z.boolean().default(false), ...waiting });
+
+/** DELETE /v1/groups/{group}/devices/{device}; a query, hence words. */
+export const RemoveQuery = z.strictObject({
+  withSnapshots: z.stringbool().default(false),
+  force: z.stringbool().default(false),
+  wait: Wait.default('durable'),
+  waitSeconds: z.coerce.number().positive().max(86_400).default(60),
+});
+
+/** POST /v1/groups/{group}/promote */
+export const PromoteBody = z.strictObject({
+  /** Promote although the primary is still connected, or although records that were received cannot be applied. */
+  force: z.boolean().default(false),
+});
+
+/** POST /v1/groups/{group}/flush */
+export const FlushBody = z.strictObject({
+  /** `durable`: all that is appended now. `destaged`: and in the layers' files. `checkpoint`: and named by a committed checkpoint. */
+  upTo: z.enum(['durable', 'destaged', 'checkpoint'], 'must be "durable", "destaged" or "checkpoint"').default('durable'),
+});
+
+/** GET /v1/groups/{group}/journal; `from` defaults to the oldest retained record, `to` to the last appended. */
+export const JournalQuery = z.strictObject({
+  from: z.coerce.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER).optional(),
+  to: z.coerce.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER).optional(),
+  follow: z.stringbool().default(false),
+});
+
+// ---- replies ----------------------------------------------------------------------------------------
+
+/** Four kinds of DESIGN §12, and `bug` for anything else. */
+export const ErrorKind = z.enum(['operator', 'corruption', 'peer', 'io', 'bug']);
+
+/** Body of every reply that is not 2xx. */
+export const ErrorReply = z.object({
+  error: z.object({ code: z.string(), message: z.string(), kind: ErrorKind.default('bug') }),
+});
+
+export const DeviceEntry = z.object({
+  /** Never reused within the group, equal on every node. */
+  id: z.number().int(),
+  /** VOLUME or VOLUME@SNAPSHOT. */
+  name: z.string(),
+  kind: z.enum(['volume', 'snapshot']),
+  /** Id of the device that it was taken from; null at the top. */
+  parent: z.number().int().nullable(),
+  sizeBytes: z.number(),
+  protected: z.boolean(),
+  creationLsn: z.number(),
+  creationTimeMs: z.number(),
+  /** Position of the last record that broke continuity (DESIGN §8), as clients see it. */
+  continuity: z.string(),
+  /** NBD connections that have it open, on this node. */
+  clients: z.number().int(),
+});
+
+export const DevicesReply = z.object({ group: z.string(), lsn: z.number(), devices: z.array(DeviceEntry) });
+
+/** Reply of every operation that is a marker. */
+export const OperationReply = z.object({
+  /** Position of the marker. */
+  lsn: z.number(),
+  /** The device that was created or changed; null after a removal. */
+  device: DeviceEntry.nullable(),
+  /** Time that the data thread spent in it, without waiting. */
+  dataThreadUs: z.number(),
+  /** What was reached before the reply. */
+  waited: Wait,
+  /** A sentence when `waited` is less than what was asked for: who is behind, and why. */
+  notice: z.string().nullable(),
+});
+
+export const PromoteReply = z.object({
+  lsn: z.number(),
+  epoch: z.object({ number: z.number().int(), id: z.string(), lossless: z.boolean() }),
+  /** A sentence when something was given up, such as records received and not applied. */
+  notice: z.string().nullable(),
+});
+
+export const FlushReply = z.object({ lsn: z.number(), upTo: z.string() });
+
+/** What went on the wire and how far the peer has come. */
+export const LinkEntry = z.object({
+  peer: z.string(),
+  /** `to`: this node is the primary of it. `from`: this node is the secondary. */
+  role: z.enum(['to', 'from']),
+  mode: z.enum(['async', 'flush', 'sync', 'periodic']),
+  state: z.enum([
+    'connecting', // no connection now; trying, with back-off
+    'hello', // connected; authenticating and comparing histories
+    'catching-up', // streaming what the peer missed
+    'streaming', // the peer has all but what is on the way
+    'refused', // one side does not accept the other; `reason` says why
+    'dropped', // an operator dropped it; nothing is retained for it
+    'waiting', // `from` only: waits for the primary to connect
+  ]),
+  /** One sentence; empty when there is nothing to explain. */
+  reason: z.string(),
+  /** LSNs. On a `from` link shipped = received. */
+  shipped: z.number(),
+  received: z.number(),
+  durable: z.number(),
+  applied: z.number(),
+  /** How much is appended on the primary and not applied on the secondary. */
+  lagBytes: z.number(),
+  /** Age of the oldest record not applied there; 0 when there is none. */
+  lagSeconds: z.number(),
+  /** Bytes sent and received on the wire since the daemon started, headers included. */
+  wireBytes: z.number(),
+  reconnects: z.number().int(),
+});
+
+export const LinksReply = z.object({ group: z.string(), links: z.array(LinkEntry) });
+
+export const LinkDropReply = z.object({
+  peer: z.string(),
+  /** Journal bytes that nothing but this link retained. */
+  freedBytes: z.number(),
+  /** Position from which the peer would have had to be served. */
+  lsn: z.number(),
+});
+
+export const GroupStatus = z.object({
+  name: z.string(),
+  role: z.enum([
+    'starting', // recovering, or waiting for peers after an unclean stop
+    'primary', // serves and appends
+    'secondary', // follows a primary; devices are read-only
+    'fenced', // met a higher epoch: serves nothing, waits for an operator
+    'stopped', // an error ended it; `errors` says which
+  ]),
+  /** Why it is in that role, one sentence. */
+  roleReason: z.string(),
+  epoch: z.object({ number: z.number().int(), id: z.string(), lossless: z.boolean() }),
+  /** How far records have come (DESIGN §2), and the two positions that hold the journal's tail. */
+  lsn: z.object({
+    appended: z.number(),
+    durable: z.number(),
+    applied: z.number(),
+    stable: z.number(),
+    checkpoint: z.number(),
+    /** Oldest position still needed. */
+    lowWater: z.number(),
+  }),
+  journal: z.object({
+    sizeBytes: z.number(),
+    usedBytes: z.number(),
+    segments: z.number().int(),
+    /** Why writers wait, naming who retains the journal; null when they do not. */
+    stalled: z.string().nullable(),
+  }),
+  destage: z.object({
+    pendingBlocks: z.number(),
+    pendingBytes: z.number(),
+    roundsDone: z.number(),
+    /** Journal bytes between the oldest pending block and the end. */
+    behindBytes: z.number(),
+  }),
+  store: z.object({
+    mapBytes: z.number(),
+    mapLimitBytes: z.number(),
+    metadataBytesWritten: z.number(),
+    layers: z.number().int(),
+    /** What a restart after a crash would take to replay, estimated. */
+    replaySecondsEstimate: z.number(),
+    freeBytes: z.number(),
+    /** "open", or a sentence that says why new writes are answered ENOSPC. */
+    admission: z.string(),
+  }),
+  links: z.array(LinkEntry),
+  devices: z.array(DeviceEntry),
+  /** What is wrong now, each a sentence that says what to do; newest last. */
+  errors: z.array(z.string()),
+});
+
+export const NodeStatus = z.object({
+  node: z.string(),
+  version: z.string(),
+  pid: z.number().int(),
+  startedMs: z.number(),
+  dataDirectory: z.string(),
+  /** Addresses as bound ("tcp:127.0.0.1:10809"), a port 0 of the config resolved. */
+  listen: z.object({ nbd: z.array(z.string()), link: z.string().nullable() }),
+  groups: z.array(GroupStatus),
+});
+
+export const VersionReply = z.object({ name: z.literal('lockstep'), version: z.string(), api: z.literal('v1') });
+
+/** One line of the journal stream. */
+export const JournalRecord = z.object({
+  lsn: z.number(),
+  /** "write", "zero", a marker's verb, "epoch", "jump", "batch", "padding". */
+  kind: z.string(),
+  /** Device id; null where the record is about no device. */
+  device: z.number().int().nullable(),
+  offset: z.number().nullable(),
+  length: z.number().nullable(),
+  epoch: z.number().int(),
+  /** Decoded body of a marker, epoch or jump record: plain JSON. */
+  body: z.record(z.string(), z.unknown()).nullable(),
+});
+
+/** Last line of a journal stream that failed half-way: a 200 cannot be taken back. */
+export const JournalLine = z.union([ErrorReply, JournalRecord]);
+
+// ---- types ------------------------------------------------------------------------------------------
+
+export type Wait = z.infer<typeof Wait>;
+export type ErrorKind = z.infer<typeof ErrorKind>;
+export type ErrorReply = z.infer<typeof ErrorReply>;
+export type DeviceEntry = z.infer<typeof DeviceEntry>;
+export type DevicesReply = z.infer<typeof DevicesReply>;
+export type OperationReply = z.infer<typeof OperationReply>;
+export type PromoteReply = z.infer<typeof PromoteReply>;
+export type FlushReply = z.infer<typeof FlushReply>;
+export type LinkEntry = z.infer<typeof LinkEntry>;
+export type LinksReply = z.infer<typeof LinksReply>;
+export type LinkDropReply = z.infer<typeof LinkDropReply>;
+export type GroupStatus = z.infer<typeof GroupStatus>;
+export type NodeStatus = z.infer<typeof NodeStatus>;
+export type VersionReply = z.infer<typeof VersionReply>;
+export type JournalRecord = z.infer<typeof JournalRecord>;
+export type CreateVolumeBody = z.output<typeof CreateVolumeBody>;
+export type SnapshotBody = z.output<typeof SnapshotBody>;
+export type RestoreBody = z.output<typeof RestoreBody>;
+export type FlushBody = z.output<typeof FlushBody>;
