@@ -4,3 +4,8 @@ export * from './src/wire.js';
 export * from './src/request.js';
 export * from './src/reply.js';
 export * from './src/validate.js';
+export * from './src/exports.js';
+export * from './src/handshake-table.js';
+export * from './src/option-data.js';
+export * from './src/handshake-server.js';
+export * from './src/handshake-client.js';
