@@ -117,6 +117,8 @@ export interface JournalPage {
   readonly records: readonly JournalRecord[];
   /** Where the next page begins. */
   readonly next: number;
+  /** Appended LSN when the page was made: a dump that does not follow ends there. */
+  readonly appended: number;
   /** True when `next` has reached `to`, or the appended LSN. */
   readonly end: boolean;
 }
