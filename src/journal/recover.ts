@@ -1,0 +1,219 @@
+/**
+ * Opening a journal that exists: finds its end, and tells a torn tail from
+ * corruption (DESIGN §3).
+ *
+ * Crash assumptions (numbered; ARCHITECTURE.md lists them all):
+ *   1. after power loss each 512-byte sector that was not made durable is old or new, never garbage;
+ *   2. a successful fdatasync makes everything durable that was written to that file before it was submitted.
+ *
+ * Consequences. Below the LSN that this node itself knows to have been durable
+ * every batch must verify: anything else is corruption, and the group does not
+ * start. Above it, the first batch that does not verify is where the tail was
+ * torn: nothing behind it was ever acknowledged as durable, whatever it holds,
+ * and it is erased before anything new is appended.
+ *
+ *   damage                                                what recovery does
+ *   batch below the durable LSN does not verify           CorruptionError with file, byte and LSN
+ *   segment missing below the durable LSN                 CorruptionError
+ *   batch above it does not verify                        ends the journal there, zeroes the rest
+ *   segment begun, its header not on disk                 the journal ends before it; the file is free
+ *   valid batches behind the torn one                     erased with the rest
+ *   power fails again during all this                     the next recovery does the same
+ */
+
+import { CorruptionError, IoError } from '../base/errors.js';
+import { BLOCK_BYTES } from '../base/units.js';
+import { assert } from '../base/assert.js';
+import { batch, BATCH_MAGIC, checkBatchShape, MAX_BATCH_BYTES, SEGMENT_HEADER_BYTES, usedHeaderBytes } from './format.js';
+import type { Journal, Position } from './journal.js';
+import type { FoundSegment } from './segments.js';
+import type { Memory } from './verify.js';
+import { positionAfter, verifyHeader, verifyPayloads } from './verify.js';
+
+export interface RecoverInput {
+  /** Where reading starts: the low-water mark of the checkpoint, a batch boundary. */
+  readonly from: Position;
+  /** Everything below was durable, as the checkpoint knows it. */
+  readonly durableLsn: number;
+  /** Whether this node wrote the batches of an epoch as primary: only then their durable LSNs speak of this node. */
+  ownEpoch(epochId: string): boolean;
+  /**
+   * Called for every batch in order: arena offsets of the header and of the
+   * padded payload. May throw. Returning false ends the journal before this
+   * batch (an epoch rule of the caller's).
+   */
+  visit(at: number, payloadAt: number, lsn: number): void;
+}
+
+export interface RecoverResult {
+  readonly end: Position;
+  /** Bytes from which a torn tail was erased, for the log; 0 if the end was clean. */
+  readonly tornAt: number;
+  readonly batches: number;
+}
+
+/** Reads the journal from `input.from` to its end and leaves it ready to append. Blocking; throws CorruptionError, IoError. */
+export function recoverJournal(memory: Memory, journal: Journal, input: RecoverInput): RecoverResult {
+  const { io, arena } = memory;
+  const { pool } = journal;
+  const found = pool.scan();
+  const window = arena.alloc(MAX_BATCH_BYTES);
+  assert(window >= 0, 'no arena room to recover the journal');
+  const out = new Uint32Array(2);
+  let durable = input.durableLsn;
+  for (const segment of found) durable = Math.max(durable, segment.durableMark);
+
+  let position = input.from;
+  let segment = firstSegment(found, position.lsn);
+  if (segment === undefined) {
+    throw new CorruptionError(journal.options.directory, 0, `no journal segment holds LSN ${position.lsn}; the oldest needed one is missing`);
+  }
+  const live: FoundSegment[] = [];
+  let batches = 0;
+  let ended = false;
+  try {
+    while (!ended) {
+      live.push(segment);
+      let why = '';
+      let loaded = 0; // window holds [windowPos, windowPos + loaded) of the segment
+      let windowPos = 0;
+      for (;;) {
+        const pos = pool.filePosition(segment, position.lsn);
+        if (pos + BLOCK_BYTES > pool.segmentBytes) {
+          why = 'the segment ends';
+          break;
+        }
+        if (loaded === 0 || pos + BLOCK_BYTES > windowPos + loaded) {
+          windowPos = pos;
+          loaded = readWindow(memory, segment, window, pos, pool.segmentBytes);
+        }
+        let at = window + pos - windowPos;
+        let problem = checkBatchShape(arena.view, at);
+        if (problem === undefined && pos + batch.totalBytes(arena.view, at) > pool.segmentBytes) problem = 'the batch does not fit its segment';
+        if (problem === undefined && pos + batch.totalBytes(arena.view, at) > windowPos + loaded) {
+          windowPos = pos;
+          loaded = readWindow(memory, segment, window, pos, pool.segmentBytes);
+          at = window;
+        }
+        problem ??= verifyHeader(memory, at, windowPos + loaded - pos, position);
+        const payloadAt = problem === undefined ? at + batch.headerBytes(arena.view, at) : 0;
+        problem ??= verifyPayloads(memory, at, payloadAt, true);
+        if (problem !== undefined) {
+          why = problem;
+          break;
+        }
+        const next = positionAfter(memory, at, position, out);
+        if (input.ownEpoch(batch.epochId(arena.u8, at))) durable = Math.max(durable, batch.durable(arena.view, at));
+        input.visit(at, payloadAt, position.lsn);
+        batches++;
+        position = next;
+        segment.endLsn = position.lsn;
+      }
+      const following = nextSegment(found, segment, position);
+      if (following !== undefined) {
+        segment = following;
+        continue;
+      }
+      durable = Math.max(durable, durableBehind(memory, found, segment, position.lsn, window, pool.segmentBytes, input));
+      if (position.lsn < durable) {
+        throw new CorruptionError(segment.path, pool.filePosition(segment, position.lsn),
+          `${why} at LSN ${position.lsn}, although this node had made the journal durable up to LSN ${durable}`);
+      }
+      ended = true;
+    }
+    return finish(memory, journal, found, live, segment, position, batches, window);
+  } finally {
+    arena.release(window);
+  }
+}
+
+function readWindow(memory: Memory, segment: FoundSegment, window: number, pos: number, segmentBytes: number): number {
+  const bytes = Math.min(MAX_BATCH_BYTES, segmentBytes - pos);
+  const read = memory.io.pread(segment.fd, window, bytes, pos);
+  if (read < 0) throw new IoError(-read, `read the journal at byte ${pos} of`, segment.path);
+  return bytes;
+}
+
+function firstSegment(found: FoundSegment[], lsn: number): FoundSegment | undefined {
+  let best: FoundSegment | undefined;
+  for (const segment of found) {
+    if (segment.header === undefined || segment.baseLsn > lsn) continue;
+    if (best === undefined || segment.baseLsn > best.baseLsn || (segment.baseLsn === best.baseLsn && segment.serial > best.serial)) best = segment;
+  }
+  return best;
+}
+
+/** The segment that continues the history at `position`: begun after `segment`, at this LSN and chain. */
+function nextSegment(found: FoundSegment[], segment: FoundSegment, position: Position): FoundSegment | undefined {
+  let best: FoundSegment | undefined;
+  for (const other of found) {
+    if (other.header === undefined || other.serial <= segment.serial || other.baseLsn !== position.lsn) continue;
+    if (other.header.chainHi !== position.chainHi || other.header.chainLo !== position.chainLo) continue;
+    if (best === undefined || other.serial > best.serial) best = other;
+  }
+  return best;
+}
+
+/**
+ * Looks behind the first batch that does not verify for batches of this node
+ * that prove that the place was durable once. Returns the highest LSN so proven.
+ */
+function durableBehind(memory: Memory, found: FoundSegment[], segment: FoundSegment, lsn: number, window: number, segmentBytes: number, input: RecoverInput): number {
+  const { arena, io } = memory;
+  let durable = 0;
+  for (const other of found) {
+    if (other !== segment && (other.header === undefined || other.serial < segment.serial || other.baseLsn < lsn)) continue;
+    const start = other === segment ? SEGMENT_HEADER_BYTES + lsn - other.baseLsn : SEGMENT_HEADER_BYTES;
+    for (let pos = start; pos < segmentBytes; pos += MAX_BATCH_BYTES) {
+      const bytes = readWindow(memory, other, window, pos, segmentBytes);
+      for (let at = window; at + BLOCK_BYTES <= window + bytes; at += BLOCK_BYTES) {
+        if (arena.view.getUint32(at, true) !== BATCH_MAGIC || checkBatchShape(arena.view, at) !== undefined) continue;
+        const used = usedHeaderBytes(batch.count(arena.view, at));
+        if (at + used > window + bytes || io.crc32c(at + 8, used - 8, 0) !== batch.crc(arena.view, at)) continue;
+        const expected = other.baseLsn + pos + (at - window) - SEGMENT_HEADER_BYTES;
+        if (batch.lsn(arena.view, at) !== expected || !input.ownEpoch(batch.epochId(arena.u8, at))) continue;
+        durable = Math.max(durable, batch.durable(arena.view, at));
+      }
+    }
+  }
+  return durable;
+}
+
+/** Erases what lies behind the end and hands the segments to the pool. */
+function finish(memory: Memory, journal: Journal, found: FoundSegment[], live: FoundSegment[], last: FoundSegment, end: Position, batches: number, window: number): RecoverResult {
+  const { io, arena } = memory;
+  const { pool } = journal;
+  const tailPos = pool.filePosition(last, end.lsn);
+  let tornAt = 0;
+  // Read before writing: a clean tail is zeros already, and then nothing needs to be written.
+  for (let pos = tailPos; pos < pool.segmentBytes; pos += MAX_BATCH_BYTES) {
+    const bytes = readWindow(memory, last, window, pos, pool.segmentBytes);
+    if (isZero(arena.u8, window, bytes)) continue;
+    // A recycled segment holds its former life behind the end; only a batch at the end itself is a torn tail.
+    if (tornAt === 0) tornAt = pos;
+    arena.u8.fill(0, window, window + bytes);
+    const written = io.pwrite(last.fd, window, bytes, pos);
+    if (written < 0) throw new IoError(-written, `erase the torn tail at byte ${pos} of`, last.path);
+  }
+  for (const segment of found) {
+    if (live.includes(segment)) continue;
+    if (segment.header !== undefined && segment.baseLsn >= live[0].baseLsn) pool.wipe(segment);
+    pool.discard(segment);
+  }
+  const synced = io.fdatasync(last.fd);
+  if (synced < 0) throw new IoError(-synced, 'fdatasync journal segment', last.path);
+  for (const segment of live) {
+    segment.dirty = false;
+    pool.adopt(segment);
+  }
+  journal.setPosition(end, end.lsn);
+  const marked = pool.mark(end.lsn);
+  if (marked < 0) throw new IoError(-marked, 'write the durable mark of', last.path);
+  return { end, tornAt, batches };
+}
+
+function isZero(bytes: Uint8Array, start: number, length: number): boolean {
+  const words = new Uint32Array(bytes.buffer, bytes.byteOffset + start, length >> 2);
+  for (let i = 0; i < words.length; i++) if (words[i] !== 0) return false;
+  return true;
+}

@@ -1,0 +1,308 @@
+/**
+ * The journal's files: a pool of equal, preallocated, zero-filled segments that
+ * are used, released and used again (DESIGN §3).
+ *
+ * Owns: segment files, their headers, which LSN range each one holds, the pool
+ * of free ones. Must not know: batches, records, when a range may be released.
+ *
+ * A segment is *live* while it holds a range that somebody may still need and
+ * *free* otherwise. The live ones hold one contiguous LSN range; the last one is
+ * being written. A batch never spans two segments: what does not fit starts the
+ * next one, and the rest of the old file has no LSNs.
+ */
+
+import { assert } from '../base/assert.js';
+import { CorruptionError, IoError } from '../base/errors.js';
+import { BLOCK_BYTES } from '../base/units.js';
+import { JobOp, JobTable, O, Queue } from '../io/io.js';
+import type { Reactor } from '../io/reactor.js';
+import { decodeDurableMark, decodeSegmentHeader, encodeDurableMark, encodeSegmentHeader, MARK_OFFSET, SECTOR_BYTES, SEGMENT_HEADER_BYTES } from './format.js';
+import type { SegmentHeader } from './format.js';
+
+export interface Segment {
+  readonly fd: number;
+  readonly path: string;
+  /** Counts every use of any segment file of this journal; orders the live ones. */
+  serial: number;
+  baseLsn: number;
+  /** First LSN behind what was written to this segment. */
+  endLsn: number;
+  /** Written to since the last fdatasync was submitted. */
+  dirty: boolean;
+  /** Reads in flight on helper threads; a held segment is not taken into use again. */
+  holds: number;
+}
+
+export interface FoundSegment extends Segment {
+  /** Undefined when the header cannot be read; `why` says so. */
+  header: SegmentHeader | undefined;
+  why: string;
+  durableMark: number;
+}
+
+const NAME = /^segment-(\d{6})$/;
+
+export class SegmentPool {
+  readonly live: Segment[] = [];
+  private readonly free: Segment[] = [];
+  private nextNumber = 1;
+  private nextSerial = 1;
+  private creating = false;
+  private total = 0;
+  private closed = false;
+  private readonly scratch: number;
+  /** Called when a background creation has made room, or has failed (a sentence). */
+  onCreated: (failure: string | undefined) => void = () => undefined;
+
+  constructor(
+    private readonly reactor: Reactor,
+    readonly directory: string,
+    readonly groupId: string,
+    readonly segmentBytes: number,
+    readonly maxSegments: number,
+  ) {
+    assert(segmentBytes % BLOCK_BYTES === 0, 'segments are whole blocks');
+    this.scratch = reactor.arena.alloc(BLOCK_BYTES);
+    assert(this.scratch >= 0, 'no arena room for a segment header');
+  }
+
+  /** Bytes of batches that one segment can hold. */
+  get capacity(): number {
+    return this.segmentBytes - SEGMENT_HEADER_BYTES;
+  }
+
+  get freeCount(): number {
+    return this.free.length;
+  }
+
+  /** Files that exist. */
+  get fileCount(): number {
+    return this.total;
+  }
+
+  /** Segments that could still be taken into use, those not yet created included. */
+  get available(): number {
+    return this.free.length + Math.max(0, this.maxSegments - this.total);
+  }
+
+  /** Opens what is on disk. The caller decides by `adopt` which of it is live; the rest becomes free. */
+  scan(): FoundSegment[] {
+    const { io, arena } = this.reactor;
+    const found: FoundSegment[] = [];
+    for (const name of io.list(this.directory)) {
+      const match = NAME.exec(name);
+      if (match === null) continue;
+      const path = `${this.directory}/${name}`;
+      const fd = io.open(path, O.RDWR | O.CLOEXEC, 0);
+      if (fd < 0) throw new IoError(-fd, 'open journal segment', path);
+      this.nextNumber = Math.max(this.nextNumber, Number(match[1]) + 1);
+      this.total++;
+      // What a failed fdatasync left in the page cache looks written but is not on the disk: after an fdatasync that
+      // succeeds, dropping the clean pages makes every read below show what the disk really holds.
+      const synced = io.fdatasync(fd);
+      if (synced < 0) throw new IoError(-synced, 'fdatasync journal segment', path);
+      io.adviseDontNeed(fd, 0, 0);
+      const read = io.pread(fd, this.scratch, BLOCK_BYTES, 0);
+      if (read < 0) throw new IoError(-read, 'read journal segment', path);
+      const header = decodeSegmentHeader(arena.u8, this.scratch);
+      const segment: FoundSegment = {
+        fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, holds: 0, header: undefined, why: '', durableMark: 0,
+      };
+      if (typeof header === 'string') {
+        segment.why = header;
+      } else if (header.groupId !== this.groupId) {
+        throw new CorruptionError(path, 0, `this segment belongs to group ${header.groupId}, not to ${this.groupId}`);
+      } else {
+        segment.header = header;
+        segment.serial = header.serial;
+        segment.baseLsn = header.baseLsn;
+        segment.endLsn = header.baseLsn;
+        segment.durableMark = decodeDurableMark(arena.u8, this.scratch + MARK_OFFSET, header.serial) ?? 0;
+        this.nextSerial = Math.max(this.nextSerial, header.serial + 1);
+      }
+      found.push(segment);
+    }
+    return found;
+  }
+
+  /** Takes a scanned segment as the next live one; they come in LSN order. */
+  adopt(segment: Segment): void {
+    const last = this.live[this.live.length - 1];
+    assert(last === undefined || last.endLsn === segment.baseLsn, 'live segments are contiguous');
+    this.live.push(segment);
+  }
+
+  /** Gives a scanned segment that holds nothing needed to the pool. Files of another size are made anew. */
+  discard(segment: Segment): void {
+    if (this.reactor.io.stat(segment.fd).size === this.segmentBytes) {
+      this.free.push(segment);
+      return;
+    }
+    this.reactor.io.close(segment.fd);
+    const result = this.reactor.io.unlink(segment.path);
+    if (result < 0) throw new IoError(-result, 'remove journal segment', segment.path);
+    this.total--;
+  }
+
+  /** The live segment that holds `lsn`, or the one being written when lsn is its end. Undefined below and above. */
+  find(lsn: number): Segment | undefined {
+    const live = this.live;
+    let low = 0;
+    let high = live.length - 1;
+    if (high < 0 || lsn < live[0].baseLsn || lsn > live[high].endLsn) return undefined;
+    while (low < high) {
+      const middle = (low + high + 1) >> 1;
+      if (live[middle].baseLsn <= lsn) low = middle;
+      else high = middle - 1;
+    }
+    return live[low];
+  }
+
+  filePosition(segment: Segment, lsn: number): number {
+    return SEGMENT_HEADER_BYTES + lsn - segment.baseLsn;
+  }
+
+  get current(): Segment {
+    return this.live[this.live.length - 1];
+  }
+
+  /** Oldest LSN that is still held. */
+  get firstLsn(): number {
+    return this.live.length === 0 ? 0 : this.live[0].baseLsn;
+  }
+
+  /**
+   * Takes a free segment into use at `header.baseLsn`. Its header is in the
+   * page cache only; the fdatasync that makes its first batch durable covers it.
+   * Returns −errno on a failed write.
+   */
+  begin(header: Omit<SegmentHeader, 'serial' | 'groupId'>): number {
+    const { io, arena } = this.reactor;
+    const segment = this.free.shift();
+    assert(segment !== undefined, 'begin() without a free segment');
+    segment.serial = this.nextSerial++;
+    encodeSegmentHeader(arena.u8, this.scratch, { ...header, groupId: this.groupId, serial: segment.serial });
+    encodeDurableMark(arena.u8, this.scratch + SECTOR_BYTES, 0, 0);
+    const written = io.pwrite(segment.fd, this.scratch, 2 * SECTOR_BYTES, 0);
+    if (written < 0) return written;
+    segment.baseLsn = header.baseLsn;
+    segment.endLsn = header.baseLsn;
+    segment.dirty = true;
+    this.live.push(segment);
+    return 0;
+  }
+
+  /** Writes the durable mark into the segment being written; the next fdatasync carries it to the disk. */
+  mark(durableLsn: number): number {
+    const { io, arena } = this.reactor;
+    encodeDurableMark(arena.u8, this.scratch, this.current.serial, durableLsn);
+    this.current.dirty = true;
+    return io.pwrite(this.current.fd, this.scratch, SECTOR_BYTES, MARK_OFFSET);
+  }
+
+  /** Frees the live segments that lie wholly below `lsn`, as far as nobody holds them. Returns how many. */
+  releaseBelow(lsn: number): number {
+    let count = 0;
+    while (this.live.length > 1 && this.live[0].endLsn <= lsn && this.live[0].holds === 0 && !this.live[0].dirty) {
+      this.free.push(this.live.shift()!);
+      count++;
+    }
+    return count;
+  }
+
+  /** Erases the header of a segment that is not live, so that no recovery takes it for a part of the history. */
+  wipe(segment: Segment): void {
+    const { io, arena } = this.reactor;
+    arena.u8.fill(0, this.scratch, this.scratch + BLOCK_BYTES);
+    let result = io.pwrite(segment.fd, this.scratch, BLOCK_BYTES, 0);
+    if (result >= 0) result = io.fdatasync(segment.fd);
+    if (result < 0) throw new IoError(-result, 'erase journal segment', segment.path);
+  }
+
+  /** Forgets everything live (a rewind or a fresh start); the files become free. */
+  releaseAll(): void {
+    for (const segment of this.live) this.free.push(segment);
+    this.live.length = 0;
+  }
+
+  /** Creates a segment now, blocking; for opening a group. */
+  createNow(): void {
+    const { io } = this.reactor;
+    const { fd, path } = this.openNew();
+    const rows = 64 * 1024;
+    const zeros = this.reactor.arena.alloc(rows);
+    assert(zeros >= 0, 'no arena room to create a segment');
+    this.reactor.arena.u8.fill(0, zeros, zeros + rows);
+    let result = 0;
+    for (let pos = 0; pos < this.segmentBytes && result >= 0; pos += rows) {
+      result = io.pwrite(fd, zeros, Math.min(rows, this.segmentBytes - pos), pos);
+    }
+    this.reactor.arena.release(zeros);
+    if (result >= 0) result = io.fdatasync(fd);
+    if (result >= 0) result = io.syncDirectory(this.directory);
+    if (result < 0) {
+      io.close(fd);
+      throw new IoError(-result, 'create journal segment', path);
+    }
+    this.total++;
+    this.free.push({ fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, holds: 0 });
+  }
+
+  /** Starts creating a segment on a helper when few are free and the limit allows one more. */
+  ensureSpare(spare: number): void {
+    if (this.creating || this.closed || this.free.length >= spare || this.total >= this.maxSegments) return;
+    const { io } = this.reactor;
+    let opened: { fd: number; path: string };
+    try {
+      opened = this.openNew();
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      this.onCreated(error.message);
+      return;
+    }
+    const { fd, path } = opened;
+    const directory = io.open(this.directory, O.RDONLY | O.DIRECTORY | O.CLOEXEC, 0);
+    if (directory < 0) {
+      io.close(fd);
+      this.onCreated(new IoError(-directory, 'open', this.directory).message);
+      return;
+    }
+    this.creating = true;
+    this.total++;
+    const table = new JobTable(4)
+      .add(JobOp.zero, fd, 0, this.segmentBytes, 0)
+      .add(JobOp.fdatasync, fd, 0, 0, 0)
+      .add(JobOp.fsync, directory, 0, 0, 0);
+    this.reactor.submit(Queue.checkpoint, table, (result) => {
+      this.creating = false;
+      io.close(directory);
+      if (result < 0 || this.closed) {
+        this.total--;
+        io.close(fd);
+        if (result < 0) {
+          io.unlink(path);
+          this.onCreated(new IoError(-result, 'create journal segment', path).message);
+        }
+        return;
+      }
+      this.free.push({ fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, holds: 0 });
+      this.onCreated(undefined);
+    });
+  }
+
+  close(): void {
+    if (this.closed) return;
+    this.closed = true;
+    for (const segment of [...this.live, ...this.free]) this.reactor.io.close(segment.fd);
+    this.live.length = 0;
+    this.free.length = 0;
+    this.reactor.arena.release(this.scratch);
+  }
+
+  private openNew(): { fd: number; path: string } {
+    const path = `${this.directory}/segment-${String(this.nextNumber++).padStart(6, '0')}`;
+    const fd = this.reactor.io.open(path, O.RDWR | O.CREAT | O.TRUNC | O.CLOEXEC, 0o600);
+    if (fd < 0) throw new IoError(-fd, 'create journal segment', path);
+    return { fd, path };
+  }
+}

@@ -1,0 +1,237 @@
+/**
+ * The layers of a group: what one device wrote between two freezes, each a
+ * sparse file in which a block lies at its device offset (DESIGN §5).
+ *
+ * Owns: layer numbers, identities, files and their descriptors. Must not know:
+ * maps, the journal, who reads.
+ *
+ * A layer's file is created by the destager at first need. Its name carries the
+ * identity (epoch, LSN, device, ordinal) of what created it, so that a stale
+ * file is never mistaken for a new one.
+ */
+
+import { assert } from '../base/assert.js';
+import { IoError } from '../base/errors.js';
+import { O } from '../io/io.js';
+import type { Io } from '../io/io.js';
+
+export interface Layer {
+  readonly number: number;
+  readonly device: number;
+  /** LSN of the record that made the device start a new layer; writes above it go here. */
+  readonly createdLsn: number;
+  readonly epochId: string;
+  /** Tells layers of one device and LSN apart. */
+  readonly ordinal: number;
+  /** LSN of the record that froze it, or 0: current. Its content covers (createdLsn, frozenLsn]. */
+  frozenLsn: number;
+  /** Whether its file exists (as far as this process knows). */
+  hasFile: boolean;
+  /** Open descriptor, or −1. */
+  fd: number;
+  /** Jobs in flight that use fd. */
+  holds: number;
+  /** For the choice of a descriptor to close. */
+  usedAt: number;
+}
+
+/** What a checkpoint keeps of a layer. */
+export type LayerRow = [number: number, device: number, createdLsn: number, epochId: string, ordinal: number, frozenLsn: number, hasFile: boolean];
+
+export const MAX_OPEN_LAYERS = 512;
+
+export function layerFileName(layer: Pick<Layer, 'device' | 'createdLsn' | 'epochId' | 'ordinal'>): string {
+  return `device-${layer.device}-lsn-${layer.createdLsn}-${layer.ordinal}-epoch-${layer.epochId}`;
+}
+
+export class LayerTable {
+  private readonly byNumber = new Map<number, Layer>();
+  /** Layers per device, oldest first. */
+  private readonly byDevice = new Map<number, Layer[]>();
+  private nextNumber = 1;
+  private open = 0;
+  private clock = 0;
+  /** Files were created since `takeDirectoryDirty`. */
+  private directoryDirty = false;
+
+  constructor(private readonly io: Io, readonly directory: string, private readonly maxOpen = MAX_OPEN_LAYERS) {}
+
+  /** A new current layer of a device, whose writes begin above `createdLsn`. */
+  create(device: number, createdLsn: number, epochId: string): number {
+    const siblings = this.byDevice.get(device) ?? [];
+    const ordinal = siblings.filter((other) => other.createdLsn === createdLsn).length;
+    const layer: Layer = {
+      number: this.nextNumber++, device, createdLsn, epochId, ordinal, frozenLsn: 0, hasFile: false, fd: -1, holds: 0, usedAt: 0,
+    };
+    assert(layer.number <= 0xffffffff, 'layer numbers are used up');
+    this.insert(layer);
+    return layer.number;
+  }
+
+  get(number: number): Layer {
+    const layer = this.byNumber.get(number);
+    assert(layer !== undefined, `layer ${number} is unknown`);
+    return layer;
+  }
+
+  find(number: number): Layer | undefined {
+    return this.byNumber.get(number);
+  }
+
+  all(): IterableIterator<Layer> {
+    return this.byNumber.values();
+  }
+
+  get count(): number {
+    return this.byNumber.size;
+  }
+
+  freeze(number: number, lsn: number): void {
+    const layer = this.get(number);
+    assert(layer.frozenLsn === 0, `layer ${number} is frozen already`);
+    layer.frozenLsn = lsn;
+  }
+
+  /**
+   * The layer that took the writes of `device` at `lsn`, or 0 when it is gone
+   * (then nothing refers to that write any more). Used to find pending blocks
+   * again at recovery.
+   */
+  layerAt(device: number, lsn: number): number {
+    const layers = this.byDevice.get(device);
+    if (layers === undefined) return 0;
+    for (let i = layers.length - 1; i >= 0; i--) {
+      const layer = layers[i];
+      if (layer.createdLsn >= lsn) continue;
+      return layer.frozenLsn === 0 || lsn <= layer.frozenLsn ? layer.number : 0;
+    }
+    return 0;
+  }
+
+  /** Descriptor of a layer's file, or −1 when the file does not exist yet (its blocks are all pending). Throws IoError. */
+  descriptor(layer: Layer): number {
+    layer.usedAt = ++this.clock;
+    if (layer.fd >= 0) return layer.fd;
+    if (!layer.hasFile) return -1;
+    return this.openFile(layer, O.RDWR | O.CLOEXEC);
+  }
+
+  /** The same for writing: creates the file. */
+  descriptorForWrite(layer: Layer): number {
+    layer.usedAt = ++this.clock;
+    if (layer.fd >= 0) return layer.fd;
+    if (layer.hasFile) return this.openFile(layer, O.RDWR | O.CLOEXEC);
+    const fd = this.openFile(layer, O.RDWR | O.CREAT | O.CLOEXEC);
+    layer.hasFile = true;
+    this.directoryDirty = true;
+    return fd;
+  }
+
+  /** Whether files were created since the last call: then the directory needs an fsync before a checkpoint may name them. */
+  takeDirectoryDirty(): boolean {
+    const dirty = this.directoryDirty;
+    this.directoryDirty = false;
+    return dirty;
+  }
+
+  /** The directory's fsync failed: it must be tried again. */
+  setDirectoryDirty(): void {
+    this.directoryDirty = true;
+  }
+
+  /** Deletes a layer that nothing refers to. */
+  remove(number: number): void {
+    const layer = this.get(number);
+    assert(layer.holds === 0, `layer ${number} is in use`);
+    if (layer.fd >= 0) this.closeFile(layer);
+    if (layer.hasFile) {
+      const path = this.path(layer);
+      const result = this.io.unlink(path);
+      if (result < 0 && result !== -2) throw new IoError(-result, 'remove layer file', path);
+    }
+    this.byNumber.delete(number);
+    const siblings = this.byDevice.get(layer.device)!;
+    siblings.splice(siblings.indexOf(layer), 1);
+    if (siblings.length === 0) this.byDevice.delete(layer.device);
+  }
+
+  path(layer: Layer): string {
+    return `${this.directory}/${layerFileName(layer)}`;
+  }
+
+  rows(): { next: number; layers: LayerRow[] } {
+    const layers: LayerRow[] = [];
+    for (const l of this.byNumber.values()) layers.push([l.number, l.device, l.createdLsn, l.epochId, l.ordinal, l.frozenLsn, l.hasFile]);
+    return { next: this.nextNumber, layers };
+  }
+
+  /** Takes the table of a checkpoint; only for an empty table. */
+  restore(next: number, rows: LayerRow[]): void {
+    assert(this.byNumber.size === 0, 'restore into a table in use');
+    this.nextNumber = next;
+    for (const [number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile] of rows) {
+      this.insert({ number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile, fd: -1, holds: 0, usedAt: 0 });
+    }
+  }
+
+  /**
+   * After recovery: a layer whose file was created after the checkpoint is
+   * found again by its name; files that no layer has are deleted, for they
+   * belong to what was undone or removed. Returns the deleted names. Throws IoError.
+   */
+  reconcile(): string[] {
+    const known = new Map<string, Layer>();
+    for (const layer of this.byNumber.values()) known.set(layerFileName(layer), layer);
+    const deleted: string[] = [];
+    for (const name of this.io.list(this.directory)) {
+      if (!name.startsWith('device-')) continue;
+      const layer = known.get(name);
+      if (layer !== undefined) {
+        layer.hasFile = true;
+        continue;
+      }
+      const path = `${this.directory}/${name}`;
+      const result = this.io.unlink(path);
+      if (result < 0) throw new IoError(-result, 'remove stale layer file', path);
+      deleted.push(name);
+    }
+    return deleted;
+  }
+
+  close(): void {
+    for (const layer of this.byNumber.values()) if (layer.fd >= 0) this.closeFile(layer);
+  }
+
+  private insert(layer: Layer): void {
+    this.byNumber.set(layer.number, layer);
+    const siblings = this.byDevice.get(layer.device);
+    if (siblings === undefined) this.byDevice.set(layer.device, [layer]);
+    else siblings.push(layer);
+  }
+
+  private openFile(layer: Layer, flags: number): number {
+    if (this.open >= this.maxOpen) this.closeOldest();
+    const path = this.path(layer);
+    const fd = this.io.open(path, flags, 0o600);
+    if (fd < 0) throw new IoError(-fd, 'open layer file', path);
+    this.io.adviseRandom(fd);
+    layer.fd = fd;
+    this.open++;
+    return fd;
+  }
+
+  private closeFile(layer: Layer): void {
+    this.io.close(layer.fd);
+    layer.fd = -1;
+    this.open--;
+  }
+
+  private closeOldest(): void {
+    let oldest: Layer | undefined;
+    for (const layer of this.byNumber.values()) {
+      if (layer.fd < 0 || layer.holds > 0) continue;
+      if (oldest === undefined || layer.usedAt < oldest.usedAt) oldest = layer;
+    }
+    if (oldest !== undefined) this.closeFile(oldest);
+  }
+}
