@@ -1,0 +1,209 @@
+/**
+ * Client of the admin API: one request per connection over the Unix socket.
+ *
+ * Owns: how a call becomes HTTP and an answer a checked value. Must not know:
+ * what the command line looks like. Every failure is a ControlError.
+ */
+
+import { request as httpRequest } from 'node:http';
+import type { IncomingMessage } from 'node:http';
+import { createInterface } from 'node:readline';
+import { z } from 'zod';
+import { VERSION } from '../base/version.js';
+import { ControlError } from './port.js';
+import {
+  DevicesReply, ErrorReply, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, PromoteReply, VersionReply,
+} from './schema.js';
+import type { Wait } from './schema.js';
+
+export interface Waits {
+  readonly wait?: Wait | undefined;
+  readonly waitSeconds?: number | undefined;
+}
+
+export interface JournalRange {
+  readonly from?: number | undefined;
+  readonly to?: number | undefined;
+  readonly follow?: boolean | undefined;
+}
+
+/** A reply is at most this many bytes: a status of thousands of devices has a few MiB. */
+const MAX_REPLY_BYTES = 256 * 1024 * 1024;
+/** How long the daemon may be silent, beyond the time that the call itself may take. */
+const PATIENCE_MS = 30_000;
+/** Calls whose duration depends on how much there is to do. */
+const LONG_MS = 24 * 3600 * 1000;
+
+type Method = 'GET' | 'POST' | 'DELETE';
+
+export class ControlClient {
+  constructor(readonly socket: string) {}
+
+  status(): Promise<NodeStatus> {
+    return this.call('GET', '/v1/status', undefined, NodeStatus);
+  }
+
+  version(): Promise<VersionReply> {
+    return this.call('GET', '/v1/version', undefined, VersionReply);
+  }
+
+  devices(group: string): Promise<DevicesReply> {
+    return this.call('GET', `${groupPath(group)}/devices`, undefined, DevicesReply);
+  }
+
+  links(group: string): Promise<LinksReply> {
+    return this.call('GET', `${groupPath(group)}/links`, undefined, LinksReply);
+  }
+
+  /** `size` in bytes or in words such as "10G". */
+  createVolume(group: string, body: { name: string; size: number | string } & Waits): Promise<OperationReply> {
+    return this.call('POST', `${groupPath(group)}/volumes`, body, OperationReply, patience(body));
+  }
+
+  snapshot(group: string, body: { source: string; name: string } & Waits): Promise<OperationReply> {
+    return this.call('POST', `${groupPath(group)}/snapshots`, body, OperationReply, patience(body));
+  }
+
+  restore(group: string, body: { target: string; source: string; force?: boolean } & Waits): Promise<OperationReply> {
+    return this.call('POST', `${groupPath(group)}/restore`, body, OperationReply, patience(body));
+  }
+
+  remove(group: string, device: string, options: { withSnapshots?: boolean; force?: boolean } & Waits = {}): Promise<OperationReply> {
+    const path = `${groupPath(group)}/devices/${encodeURIComponent(device)}${queryText(options)}`;
+    return this.call('DELETE', path, undefined, OperationReply, patience(options));
+  }
+
+  promote(group: string, body: { force?: boolean } = {}): Promise<PromoteReply> {
+    return this.call('POST', `${groupPath(group)}/promote`, body, PromoteReply, LONG_MS);
+  }
+
+  flush(group: string, body: { upTo?: 'durable' | 'destaged' | 'checkpoint' } = {}): Promise<FlushReply> {
+    return this.call('POST', `${groupPath(group)}/flush`, body, FlushReply, LONG_MS);
+  }
+
+  dropLink(group: string, peer: string): Promise<LinkDropReply> {
+    return this.call('POST', `${groupPath(group)}/links/${encodeURIComponent(peer)}/drop`, {}, LinkDropReply);
+  }
+
+  /** Prometheus text. */
+  async metrics(): Promise<string> {
+    const response = await this.send('GET', '/metrics', undefined, PATIENCE_MS);
+    const text = await readText(response);
+    if (response.statusCode !== 200) throw errorOf(response, text);
+    return text;
+  }
+
+  /** Records in the order of the journal, at the caller's pace. `signal` ends the stream quietly. */
+  async *journal(group: string, range: JournalRange = {}, signal?: AbortSignal): AsyncGenerator<JournalRecord> {
+    const response = await this.send('GET', `${groupPath(group)}/journal${queryText(range)}`, undefined, range.follow === true ? LONG_MS : PATIENCE_MS);
+    if (response.statusCode !== 200) throw errorOf(response, await readText(response));
+    const stop = (): void => void response.destroy();
+    signal?.addEventListener('abort', stop);
+    if (signal?.aborted === true) stop();
+    try {
+      for await (const line of createInterface({ input: response, crlfDelay: Infinity })) {
+        const value = parseReply(line, response);
+        const failure = ErrorReply.safeParse(value);
+        if (failure.success) throw new ControlError(failure.data.error);
+        yield checked(JournalRecord, value, 'a journal record');
+      }
+      // readline ends quietly when the connection breaks; a whole stream ends with its last chunk.
+      if (!response.complete && signal?.aborted !== true) throw unreachableError(this.socket, 'the connection ended in the middle of the journal');
+    } finally {
+      signal?.removeEventListener('abort', stop);
+      response.destroy();
+    }
+  }
+
+  private async call<S extends z.ZodType>(method: Method, path: string, body: unknown, schema: S, waitMs = PATIENCE_MS): Promise<z.output<S>> {
+    const response = await this.send(method, path, body, waitMs);
+    const text = await readText(response);
+    const status = response.statusCode ?? 0;
+    if (status < 200 || status > 299) throw errorOf(response, text);
+    return checked(schema, parseReply(text, response), `the reply to ${method} ${path.split('?')[0]}`);
+  }
+
+  private send(method: Method, path: string, body: unknown, waitMs: number): Promise<IncomingMessage> {
+    const text = body === undefined ? '' : JSON.stringify(body);
+    return new Promise((resolve, reject) => {
+      const headers = text === '' ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) };
+      const request = httpRequest({ socketPath: this.socket, method, path, agent: false, headers }, resolve);
+      request.setTimeout(Math.min(waitMs, 2 ** 31 - 1), () => {
+        request.destroy(unreachableError(this.socket, `the daemon did not answer within ${Math.round(waitMs / 1000)} s`));
+      });
+      request.on('error', (error: NodeJS.ErrnoException) => reject(error instanceof ControlError ? error : connectError(this.socket, error)));
+      request.end(text);
+    });
+  }
+}
+
+function groupPath(group: string): string {
+  return `/v1/groups/${encodeURIComponent(group)}`;
+}
+
+function queryText(options: object): string {
+  const query = new URLSearchParams();
+  for (const [key, value] of Object.entries(options)) if (value !== undefined) query.set(key, String(value));
+  const text = query.toString();
+  return text === '' ? '' : `?${text}`;
+}
+
+function patience(waits: Waits): number {
+  return PATIENCE_MS + (waits.wait === 'applied' ? (waits.waitSeconds ?? 60) * 1000 : 0);
+}
+
+async function readText(response: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  try {
+    for await (const chunk of response as AsyncIterable<Buffer>) {
+      bytes += chunk.length;
+      if (bytes > MAX_REPLY_BYTES) throw unexpected(`the reply is larger than ${MAX_REPLY_BYTES} bytes`);
+      chunks.push(chunk);
+    }
+  } catch (error) {
+    if (error instanceof ControlError) throw error;
+    throw new ControlError({ kind: 'io', code: 'daemon/unreachable', message: 'the daemon closed the connection before it had answered' });
+  }
+  return Buffer.concat(chunks).toString('utf8');
+}
+
+function parseReply(text: string, response: IncomingMessage): unknown {
+  try {
+    return JSON.parse(text) as unknown;
+  } catch {
+    throw unexpected(`the answer (HTTP ${response.statusCode ?? 0}) is not JSON; is this the socket of a lockstepd?`);
+  }
+}
+
+function errorOf(response: IncomingMessage, text: string): ControlError {
+  const parsed = ErrorReply.safeParse(parseReply(text, response));
+  return parsed.success ? new ControlError(parsed.data.error) : unexpected(`the answer (HTTP ${response.statusCode ?? 0}) has no error body`);
+}
+
+function checked<S extends z.ZodType>(schema: S, value: unknown, what: string): z.output<S> {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0];
+  throw unexpected(`${what} is not as expected at ${issue.path.map(String).join('.') || 'its top'} (${issue.message}); this is lockstep ${VERSION}, the daemon may be another version`);
+}
+
+function unexpected(message: string): ControlError {
+  return new ControlError({ kind: 'bug', code: 'reply/unexpected', message });
+}
+
+function unreachableError(socket: string, message: string): ControlError {
+  return new ControlError({ kind: 'io', code: 'daemon/unreachable', message: `${socket}: ${message}` });
+}
+
+function connectError(socket: string, error: NodeJS.ErrnoException): ControlError {
+  const hint = 'name the socket with --socket or LOCKSTEP_SOCKET';
+  switch (error.code) {
+    case 'ENOENT': return unreachableError(socket, `there is no such socket; is lockstepd running? (${hint})`);
+    case 'ECONNREFUSED': return unreachableError(socket, `no daemon listens there; lockstepd has stopped or crashed (${hint})`);
+    case 'EACCES': case 'EPERM': return unreachableError(socket, 'permission denied; run as the user of the daemon, or as root');
+    case 'ENOTSOCK': return unreachableError(socket, `it is not a socket (${hint})`);
+    case 'ECONNRESET': case 'EPIPE': return unreachableError(socket, 'the daemon closed the connection before it had answered');
+    default: return unreachableError(socket, error.message);
+  }
+}

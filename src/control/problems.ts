@@ -1,0 +1,41 @@
+/**
+ * Words what zod found wrong in a request. Owns the sentences of `usage`
+ * errors; must not know which request it was.
+ */
+
+import type { z } from 'zod';
+import { nearest } from '../base/nearest.js';
+
+/** One sentence per problem, joined; `known` are the keys that the object may have. */
+export function problemText(error: z.ZodError, input: unknown, known: readonly string[]): string {
+  return error.issues.flatMap((issue) => sentences(issue, input, known)).join('; ');
+}
+
+function sentences(issue: z.core.$ZodIssue, input: unknown, known: readonly string[]): string[] {
+  if (issue.code === 'unrecognized_keys') {
+    return issue.keys.map((key) => {
+      const meant = nearest(key, known);
+      const hint = meant !== undefined ? `did you mean ${JSON.stringify(meant)}?` : known.length > 0 ? `known keys are ${known.join(', ')}` : 'no keys are known here';
+      return `unknown key ${JSON.stringify(key.slice(0, 64))}, ${hint}`;
+    });
+  }
+  const path = issue.path.map(String).join('.');
+  if (path === '') return [`the request must be a JSON object with the keys ${known.join(', ')}`];
+  const value = valueAt(input, issue.path);
+  const must = issue.message.startsWith('must ') ? issue.message : `is not valid: ${issue.message.replace(/^Invalid input: /, '')}`;
+  return value === undefined ? [`${path} is missing${issue.message.startsWith('must ') ? `, it ${must}` : ''}`] : [`${path} ${must}, not ${shown(value)}`];
+}
+
+function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
+  let value = root;
+  for (const key of path) {
+    if (value === null || typeof value !== 'object' || !Object.hasOwn(value, key)) return undefined;
+    value = (value as Record<PropertyKey, unknown>)[key];
+  }
+  return value;
+}
+
+function shown(value: unknown): string {
+  const text = JSON.stringify(value) ?? String(value);
+  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
+}

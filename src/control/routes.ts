@@ -1,0 +1,168 @@
+/**
+ * The routes of the admin API: which method and path is which request of the
+ * port, and what its body or query may be.
+ *
+ * Owns: paths, and the step from a validated body to a ControlRequest. Must
+ * not know: sockets, how a request is carried out.
+ */
+
+import { z } from 'zod';
+import { HttpError, usage } from './http.js';
+import type { ControlRequest, JournalRequest } from './port.js';
+import { problemText } from './problems.js';
+import { CreateVolumeBody, Device, FlushBody, JournalQuery, Name, PromoteBody, RemoveQuery, RestoreBody, SnapshotBody } from './schema.js';
+
+/** What a matched request leads to. */
+export type Action =
+  | { readonly kind: 'call'; readonly request: ControlRequest; readonly status: number }
+  | { readonly kind: 'journal'; readonly request: JournalRequest; readonly follow: boolean }
+  | { readonly kind: 'metrics' }
+  | { readonly kind: 'version' };
+
+type Params = Readonly<Record<string, string>>;
+
+export interface Route {
+  readonly method: 'GET' | 'POST' | 'DELETE';
+  /** `/v1/groups/:group/volumes`; a segment with ':' is a parameter. */
+  readonly path: string;
+  /** True when the request has a body; otherwise the query is the input. */
+  readonly body: boolean;
+  /** Throws HttpError 400. */
+  readonly action: (params: Params, input: unknown) => Action;
+}
+
+const Nothing = z.strictObject({});
+
+function parse<S extends z.ZodType>(schema: S, input: unknown): z.output<S> {
+  const result = schema.safeParse(input);
+  if (result.success) return result.data;
+  throw usage(problemText(result.error, input, schema instanceof z.ZodObject ? Object.keys(schema.shape) : []));
+}
+
+function groupOf(params: Params): string {
+  const result = Name.safeParse(params['group']);
+  if (!result.success) throw usage(`the group's name ${result.error.issues[0].message}, not ${JSON.stringify(params['group'])}`);
+  return result.data;
+}
+
+function call(request: ControlRequest, status = 200): Action {
+  return { kind: 'call', request, status };
+}
+
+export const ROUTES: readonly Route[] = [
+  { method: 'GET', path: '/v1/version', body: false, action: (_params, input) => (parse(Nothing, input), { kind: 'version' }) },
+  { method: 'GET', path: '/metrics', body: false, action: () => ({ kind: 'metrics' }) },
+  { method: 'GET', path: '/v1/status', body: false, action: (_params, input) => (parse(Nothing, input), call({ op: 'status' })) },
+  { method: 'GET', path: '/v1/groups/:group/devices', body: false, action: (params, input) => (parse(Nothing, input), call({ op: 'devices', group: groupOf(params) })) },
+  { method: 'GET', path: '/v1/groups/:group/links', body: false, action: (params, input) => (parse(Nothing, input), call({ op: 'links', group: groupOf(params) })) },
+  {
+    method: 'POST', path: '/v1/groups/:group/volumes', body: true,
+    action: (params, input) => {
+      const { name, size, wait, waitSeconds } = parse(CreateVolumeBody, input);
+      return call({ op: 'create', group: groupOf(params), name, sizeBytes: size, wait, waitSeconds }, 201);
+    },
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/snapshots', body: true,
+    action: (params, input) => call({ op: 'snapshot', group: groupOf(params), ...parse(SnapshotBody, input) }, 201),
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/restore', body: true,
+    action: (params, input) => {
+      const body = parse(RestoreBody, input);
+      if (body.target === body.source) throw usage('target and source are the same device');
+      return call({ op: 'restore', group: groupOf(params), ...body });
+    },
+  },
+  {
+    method: 'DELETE', path: '/v1/groups/:group/devices/:device', body: false,
+    action: (params, input) => {
+      const device = Device.safeParse(params['device']);
+      if (!device.success) throw usage(`the device's name ${device.error.issues[0].message}`);
+      return call({ op: 'remove', group: groupOf(params), device: device.data, ...parse(RemoveQuery, input) });
+    },
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/promote', body: true,
+    action: (params, input) => call({ op: 'promote', group: groupOf(params), ...parse(PromoteBody, input) }),
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/flush', body: true,
+    action: (params, input) => call({ op: 'flush', group: groupOf(params), ...parse(FlushBody, input) }),
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/links/:peer/drop', body: true,
+    action: (params, input) => {
+      parse(Nothing, input);
+      const peer = Name.safeParse(params['peer']);
+      if (!peer.success) throw usage(`the peer's name ${peer.error.issues[0].message}`);
+      return call({ op: 'linkDrop', group: groupOf(params), peer: peer.data });
+    },
+  },
+  {
+    method: 'GET', path: '/v1/groups/:group/journal', body: false,
+    action: (params, input) => {
+      const query = parse(JournalQuery, input);
+      const from = query.from ?? null;
+      const to = query.to ?? null;
+      if (from !== null && to !== null && to < from) throw usage(`to (${to}) lies before from (${from})`);
+      return { kind: 'journal', follow: query.follow, request: { op: 'journal', group: groupOf(params), from, to, limit: JOURNAL_PAGE_RECORDS } };
+    },
+  },
+];
+
+/** Records per page: some tens of KiB of JSON. */
+export const JOURNAL_PAGE_RECORDS = 512;
+
+export interface Match {
+  readonly route: Route;
+  readonly params: Params;
+  readonly query: Readonly<Record<string, string>>;
+}
+
+/** The route of a request line. Throws HttpError 400, 404, 405. */
+export function matchRoute(method: string, target: string): Match {
+  const cut = target.indexOf('?');
+  const path = cut < 0 ? target : target.slice(0, cut);
+  const segments = decodeSegments(path);
+  const allowed: string[] = [];
+  for (const route of ROUTES) {
+    const params = matchPath(route.path, segments);
+    if (params === undefined) continue;
+    if (route.method === method) return { route, params, query: parseQuery(cut < 0 ? '' : target.slice(cut + 1)) };
+    allowed.push(route.method);
+  }
+  if (allowed.length > 0) {
+    const message = `${path.slice(0, 200)} answers ${allowed.join(', ')}, not ${method}`;
+    throw new HttpError(405, { kind: 'operator', code: 'request/method', message }, { allow: allowed.join(', ') });
+  }
+  throw usage(`there is no ${path.slice(0, 200)}; the API begins at /v1/status`, 404, 'request/route');
+}
+
+function decodeSegments(path: string): string[] {
+  try {
+    return path.split('/').map(decodeURIComponent);
+  } catch {
+    throw usage('the path is not properly percent-encoded');
+  }
+}
+
+function matchPath(pattern: string, segments: readonly string[]): Params | undefined {
+  const parts = pattern.split('/');
+  if (parts.length !== segments.length) return undefined;
+  const params: Record<string, string> = {};
+  for (let i = 0; i < parts.length; i++) {
+    if (parts[i].startsWith(':')) params[parts[i].slice(1)] = segments[i];
+    else if (parts[i] !== segments[i]) return undefined;
+  }
+  return params;
+}
+
+function parseQuery(text: string): Record<string, string> {
+  const query: Record<string, string> = Object.create(null) as Record<string, string>;
+  for (const [key, value] of new URLSearchParams(text)) {
+    if (key in query) throw usage(`the query names ${JSON.stringify(key.slice(0, 64))} twice`);
+    query[key] = value;
+  }
+  return query;
+}
