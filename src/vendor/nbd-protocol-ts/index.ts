@@ -9,3 +9,7 @@ export * from './src/handshake-table.js';
 export * from './src/option-data.js';
 export * from './src/handshake-server.js';
 export * from './src/handshake-client.js';
+export * from './src/errors.js';
+export * from './src/stream.js';
+export * from './src/reply-reader.js';
+export * from './src/client.js';

@@ -121,6 +121,11 @@ export class Collector {
     this.have = 0;
   }
 
+  /** Keeps what was collected and waits until it is `count` bytes in all. */
+  extend(count: number): void {
+    this.wanted = count;
+  }
+
   get complete(): boolean {
     return this.have === this.wanted;
   }
@@ -138,7 +143,7 @@ export class Collector {
     return count;
   }
 
-  /** What was collected; valid until the next `expect`. */
+  /** What was collected; valid until the next `expect` or `feed`. */
   data(): Uint8Array {
     return this.bytes.subarray(0, this.have);
   }

@@ -14,7 +14,7 @@ import {
   NBD_FLAG_FIXED_NEWSTYLE, NBD_FLAG_NO_ZEROES, NBD_INFO_BLOCK_SIZE, NBD_INFO_DESCRIPTION, NBD_INFO_EXPORT, NBD_INFO_NAME, NBD_MAGIC_HI,
   NBD_MAGIC_LO, NBD_OLDSTYLE_MAGIC_HI, NBD_OLDSTYLE_MAGIC_LO, NBD_OPT_ABORT, NBD_OPT_EXPORT_NAME, NBD_OPT_GO, NBD_OPT_INFO, NBD_OPT_LIST,
   NBD_OPT_LIST_META_CONTEXT, NBD_OPT_SET_META_CONTEXT, NBD_OPT_STRUCTURED_REPLY, NBD_OPTS_MAGIC_HI, NBD_OPTS_MAGIC_LO, NBD_REP_ACK,
-  NBD_REP_ERR_UNSUP, NBD_REP_INFO, NBD_REP_MAGIC_HI, NBD_REP_MAGIC_LO, NBD_REP_META_CONTEXT, NBD_REP_SERVER, MAX_REQUEST_PAYLOAD,
+  NBD_REP_ERR_SHUTDOWN, NBD_REP_ERR_UNSUP, NBD_REP_INFO, NBD_REP_MAGIC_HI, NBD_REP_MAGIC_LO, NBD_REP_META_CONTEXT, NBD_REP_SERVER, MAX_REQUEST_PAYLOAD,
   OPTION_REPLY_HEADER_BYTES,
 } from './constants.js';
 import { ByteWriter, Collector, Cursor, decodeString, encodeText, quoted, viewOf } from './bytes.js';
@@ -282,8 +282,10 @@ export class ClientHandshake {
   }
 
   private errorReply(data: Uint8Array): void {
-    if (this.step === 'structuredReply') return this.afterStructuredReply(false);
-    if (this.step === 'setMetaContext') {
+    // After ERR_SHUTDOWN the client must end the negotiation; to the other errors of these two options there is an alternative.
+    const optional = this.replyType !== NBD_REP_ERR_SHUTDOWN;
+    if (this.step === 'structuredReply' && optional) return this.afterStructuredReply(false);
+    if (this.step === 'setMetaContext' && optional) {
       // Contexts sent before an error do not count; the export works without them.
       this.contexts.length = 0;
       return this.sendInfo();
