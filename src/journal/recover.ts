@@ -39,8 +39,7 @@ export interface RecoverInput {
   ownEpoch(epochId: string): boolean;
   /**
    * Called for every batch in order: arena offsets of the header and of the
-   * padded payload. May throw. Returning false ends the journal before this
-   * batch (an epoch rule of the caller's).
+   * padded payload, valid during the call. May throw.
    */
   visit(at: number, payloadAt: number, lsn: number): void;
 }
@@ -54,7 +53,7 @@ export interface RecoverResult {
 
 /** Reads the journal from `input.from` to its end and leaves it ready to append. Blocking; throws CorruptionError, IoError. */
 export function recoverJournal(memory: Memory, journal: Journal, input: RecoverInput): RecoverResult {
-  const { io, arena } = memory;
+  const { arena } = memory;
   const { pool } = journal;
   const found = pool.scan();
   const window = arena.alloc(MAX_BATCH_BYTES);
