@@ -1,6 +1,7 @@
 // Readiness: one epoll instance per Context, the clock, and the wake eventfd.
 //
 // Must not know: what a tag stands for, except the two that are its own.
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -91,6 +92,12 @@ napi_value waitCall(napi_env env, napi_callback_info info) {  // timeoutUs, out
   return give(env, count);
 }
 
+// A thread that spins must not keep the one that it waits for (a helper, the client) from its core.
+napi_value relaxCall(napi_env, napi_callback_info) {
+  sched_yield();
+  return nullptr;
+}
+
 napi_value nowUsCall(napi_env env, napi_callback_info) {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -99,7 +106,7 @@ napi_value nowUsCall(napi_env env, napi_callback_info) {
 
 const Method METHODS[] = {
     {"watch", watchCall}, {"rewatch", rewatchCall}, {"unwatch", unwatchCall},
-    {"wait", waitCall},   {"nowUs", nowUsCall},
+    {"wait", waitCall},   {"relax", relaxCall},     {"nowUs", nowUsCall},
 };
 
 }  // namespace

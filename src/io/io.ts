@@ -200,6 +200,11 @@ export interface Io {
    * returns the number of pairs. Tag 0 = jobs completed (call reap), tag 1 = `wake()` was called.
    */
   wait(timeoutUs: number, out: Int32Array): number;
+  /**
+   * Lets another thread that waits for this core run; called between two empty polls of a spin. The simulator
+   * needs none.
+   */
+  relax?(): void;
   /** Another thread's way to end `wait` (an eventfd that both hold): its descriptor. */
   readonly wakeFd: number;
 

@@ -58,6 +58,7 @@ export interface NativeContext {
   rewatch(fd: number, events: number, tag: number): number;
   unwatch(fd: number): number;
   wait(timeoutUs: number, out: Int32Array): number;
+  relax(): void;
   wakeFd(): number;
   dispose(): void;
 }

@@ -195,8 +195,11 @@ export class Reactor {
     assert(!this.inTick, 'step was called within a tick, or after a handler threw');
     const asked = this.moreToDo;
     this.moreToDo = false;
-    const count = this.io.wait(this.timeout(asked, maxWaitUs), this.events);
+    const spinning = !asked && this.now - this.lastActiveUs < this.spinUs;
+    const count = this.io.wait(asked || spinning ? 0 : this.timeout(maxWaitUs), this.events);
     if (count < 0) throw new IoError(-count, 'wait for', 'events');
+    // Without this, a helper or a client that the scheduler put on our core waits until the spin is over.
+    if (count === 0 && spinning) this.io.relax?.();
     this.now = this.io.nowUs();
     this.inTick = true;
     if (count > 0) this.dispatch(count);
@@ -218,11 +221,8 @@ export class Reactor {
     this.stopping = true;
   }
 
-  private timeout(asked: boolean, maxWaitUs: number): number {
-    if (asked || maxWaitUs === 0) return 0;
-    // `now` is that of the last tick: good enough to end the spin, and saves a look at the clock in each poll.
-    if (this.spinUs > 0 && this.now - this.lastActiveUs < this.spinUs) return 0;
-    if (this.timers.size === 0) return maxWaitUs;
+  private timeout(maxWaitUs: number): number {
+    if (maxWaitUs === 0 || this.timers.size === 0) return maxWaitUs;
     const untilTimer = Math.max(0, this.timers.nextDeadline - this.io.nowUs());
     return maxWaitUs < 0 ? untilTimer : Math.min(maxWaitUs, untilTimer);
   }

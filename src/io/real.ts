@@ -204,6 +204,11 @@ export class RealIo implements Io {
     return this.native.wait(timeoutUs, out);
   }
 
+  /** sched_yield. */
+  relax(): void {
+    this.native.relax();
+  }
+
   /** Waits for running jobs, drops queued ones, closes epoll and the eventfds. Other descriptors are their owners'. Idempotent. */
   dispose(): void {
     this.native.dispose();
