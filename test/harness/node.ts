@@ -8,40 +8,16 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { ControlClient } from '../../src/control/client.js';
+import type { GroupStatus } from '../../src/control/schema.js';
 import { freePort, run, startProcess, waitFor, type Finished, type RunningProcess } from './process.js';
 
 const DIST = resolve(dirname(fileURLToPath(import.meta.url)), '..', '..');
 export const DAEMON = join(DIST, 'src', 'main.js');
 export const CLI = join(DIST, 'src', 'cli', 'main.js');
 
-/** The config's JSON, as src/config.ts defines it; tests may add any key to it. */
+/** The config's JSON, as src/config/schema.ts defines it; tests may add any key to it. */
 export type NodeConfig = Record<string, unknown>;
-
-export interface Status {
-  readonly groups: readonly GroupStatus[];
-}
-
-/** What the tests read of `status --json`; see src/control/schema.ts for all of it. */
-export interface GroupStatus {
-  readonly name: string;
-  readonly role: string;
-  readonly lsn: { readonly appended: number; readonly durable: number; readonly applied: number };
-  readonly journal: { readonly sizeBytes: number; readonly usedBytes: number };
-  readonly destage: { readonly pendingBlocks: number };
-  readonly links: readonly LinkStatus[];
-  readonly store: { readonly mapBytes: number; readonly metadataBytesWritten: number };
-  readonly dataThreadUs?: number;
-  readonly [more: string]: unknown;
-}
-
-export interface LinkStatus {
-  readonly peer: string;
-  readonly state: string;
-  readonly durable: number;
-  readonly applied: number;
-  readonly wireBytes: number;
-  readonly reason?: string;
-}
 
 export class CommandFailed extends Error {
   constructor(readonly args: readonly string[], readonly result: Finished) {
@@ -80,6 +56,11 @@ export class TestNode {
 
   get controlSocket(): string {
     return (this.config.control as { socket: string }).socket;
+  }
+
+  /** The control API, without a process per call. */
+  get control(): ControlClient {
+    return new ControlClient(this.controlSocket);
   }
 
   get nbdSocket(): string {
@@ -152,9 +133,9 @@ export class TestNode {
     return JSON.parse(result.stdout) as T;
   }
 
-  /** The status of one group. */
+  /** The status of one group, over the control API. */
   async group(name: string): Promise<GroupStatus> {
-    const status = await this.command<Status>('status');
+    const status = await this.control.status();
     const group = status.groups.find((one) => one.name === name);
     if (group === undefined) throw new Error(`node ${this.name} has no group ${name}`);
     return group;

@@ -9,6 +9,8 @@ import { createConnection, createServer } from 'node:net';
 
 /** Children that have not ended yet. */
 const running = new Set<ChildProcess>();
+/** Processes that made themselves independent and told their pid. */
+const adopted = new Set<number>();
 let guarded = false;
 
 function guard(): void {
@@ -16,6 +18,7 @@ function guard(): void {
   guarded = true;
   process.on('exit', () => {
     for (const child of running) child.kill('SIGKILL');
+    for (const pid of adopted) signalPid(pid, 'SIGKILL');
   });
 }
 
@@ -75,6 +78,31 @@ export function startProcess(command: string, args: readonly string[], options: 
       const timer = setTimeout(() => child.kill('SIGKILL'), graceMs);
       await ended;
       clearTimeout(timer);
+    },
+  };
+}
+
+/** False when there is no such process (any more). */
+function signalPid(pid: number, signal: NodeJS.Signals | 0): boolean {
+  try {
+    process.kill(pid, signal);
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ESRCH') return false;
+    throw error;
+  }
+}
+
+/** For a daemon that went into the background and wrote its pid: `stop` ends it, and so does the end of this process. */
+export function adoptProcess(pid: number): Pick<RunningProcess, 'pid' | 'hasEnded' | 'stop'> {
+  guard();
+  adopted.add(pid);
+  return {
+    pid,
+    hasEnded: () => !signalPid(pid, 0),
+    async stop(signal: NodeJS.Signals = 'SIGTERM', graceMs = 20_000): Promise<void> {
+      if (signalPid(pid, signal)) await waitFor(`process ${pid} ends`, () => !signalPid(pid, 0), graceMs);
+      adopted.delete(pid);
     },
   };
 }
