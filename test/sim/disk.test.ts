@@ -195,6 +195,52 @@ t.test('a rename happens at both names or at neither', async (t) => {
   t.same([...seen.keys()].sort(), ['1', '2']);
 });
 
+t.test('a file renamed twice has one name after power loss; syncDirectory takes what its operations depend on', async (t) => {
+  const seen = outcomes(100, (seed) => {
+    const { world, node, io } = start(seed);
+    durableFile(io, '/d/a', 512, 1);
+    t.equal(io.rename('/d/a', '/d/b'), 0);
+    t.equal(io.rename('/d/b', '/d/c'), 0);
+    node.crash('power');
+    const paths = node.disk.paths().join(' ');
+    world.dispose();
+    return paths;
+  });
+  t.same([...seen.keys()].sort(), ['/d/a', '/d/b', '/d/c']);
+  for (let seed = 1; seed <= 20; seed++) {
+    const { world, node, io } = start(seed);
+    node.disk.makeDirectories('/e');
+    durableFile(io, '/d/a', 512, 1);
+    io.rename('/d/a', '/d/b');
+    io.rename('/d/b', '/e/c');
+    t.equal(io.syncDirectory('/e'), 0);
+    node.crash('power');
+    t.same(node.disk.paths(), ['/e/c'], `seed ${seed}`);
+    world.dispose();
+  }
+});
+
+t.test('a restarted process finds zeroed memory, its descriptors closed and its errors in order', async (t) => {
+  const { world, node, io, bytes } = start(2);
+  durableFile(io, '/d/f', 512, 1);
+  t.equal(bytes[0], 1);
+  const again = node.restart('kill');
+  t.equal(bytes[0], 0);
+  t.equal(again.pread(4, 0, 512, 0), -Errno.EBADF);
+  t.equal(again.open('/d/none', O.RDONLY, 0), -Errno.ENOENT);
+  t.equal(again.open('/none/f', RW, 0), -Errno.ENOENT);
+  t.equal(again.open('/d/f', RW | O.EXCL, 0), -Errno.EEXIST);
+  t.equal(again.mkdir('/d', 0), -Errno.EEXIST);
+  t.equal(again.unlink('/d/none'), -Errno.ENOENT);
+  t.same(again.list('/d'), ['f']);
+  t.throws(() => again.list('/none'), { code: 'io/ENOENT' });
+  const fd = again.open('/d/f', O.RDONLY, 0);
+  t.equal(again.pwrite(fd, 0, 512, 0), -Errno.EBADF, 'opened for reading');
+  t.equal(again.close(fd), 0);
+  t.equal(again.close(fd), -Errno.EBADF);
+  world.dispose();
+});
+
 t.test('an unlink that was not synced may come back; operations on one name keep their order', async (t) => {
   const seen = outcomes(100, (seed) => {
     const { world, node, io } = start(seed);

@@ -138,7 +138,10 @@ export class SimNode {
     if (this.process?.dead === true) this.crash(this.fuseKind);
   }
 
-  /** Asks for a step at once, for work that was handed to the process from outside. */
+  /**
+   * Asks for a step at once, for work that was handed to the process from outside of its step. World.run and
+   * World.after do it for all nodes; `until` and the steps of other nodes have to.
+   */
   poke(): void {
     this.settled = false;
   }
@@ -198,7 +201,15 @@ export class World {
 
   /** Runs `action` in `delayUs` virtual microseconds: crashes, cuts, loads of a test. */
   after(delayUs: number, action: () => void): void {
-    this.clock.schedule(this.clock.now + delayUs, action);
+    this.clock.schedule(this.clock.now + delayUs, () => {
+      action();
+      this.pokeAll();
+    });
+  }
+
+  /** The test may have handed work to any node: each runs once more and says anew when it wants to run. */
+  private pokeAll(): void {
+    for (const node of this.nodes) node.poke();
   }
 
   /**
@@ -210,6 +221,7 @@ export class World {
     const maxSteps = limits.steps ?? 1_000_000;
     const endAt = this.clock.now + (limits.us ?? Infinity);
     let steps = 0;
+    this.pokeAll();
     while (!until()) {
       this.clock.fire();
       for (const node of this.nodes) node.noticeDeath();
