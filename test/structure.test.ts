@@ -46,7 +46,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   'config': ['base'],
   'cli': ['base', 'io', 'config', 'control/schema', 'control/client', 'vendor/nbd-protocol-ts'],
   'daemon': ['base', 'io', 'journal', 'store', 'group', 'replication', 'nbd', 'control', 'config', 'vendor/nbd-protocol-ts'],
-  'main': ['base', 'config', 'daemon'],
+  'main': ['base', 'io', 'config', 'control', 'daemon'],
 };
 
 /** The part that a file below src/ belongs to: its directory, or its own name at the top. */

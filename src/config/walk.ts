@@ -38,7 +38,7 @@ export function unwrap(schema: z.ZodType): Unwrapped {
 
 export function objectShape(schema: z.ZodType | undefined): Record<string, z.ZodType> | undefined {
   const inner = schema === undefined ? undefined : unwrap(schema).schema;
-  return inner instanceof z.ZodObject ? (inner.shape as Record<string, z.ZodType>) : undefined;
+  return inner instanceof z.ZodObject ? (inner.shape) : undefined;
 }
 
 export function arrayElement(schema: z.ZodType): z.ZodType | undefined {

@@ -41,7 +41,7 @@ export class ControlChannel implements ControlPort {
     }
     const id = this.nextId++;
     return new Promise<ReplyOf<R>>((resolve, reject) => {
-      this.waiting.set(id, { resolve: resolve as (reply: never) => void, reject });
+      this.waiting.set(id, { resolve: resolve, reject });
       this.port.postMessage({ id, request } satisfies RequestEnvelope);
       this.wake();
     });

@@ -8,13 +8,15 @@
 import { request as httpRequest } from 'node:http';
 import type { IncomingMessage } from 'node:http';
 import { createInterface } from 'node:readline';
-import { z } from 'zod';
+import type { z } from 'zod';
 import { VERSION } from '../base/version.js';
 import { ControlError } from './port.js';
 import {
   DevicesReply, ErrorReply, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, PromoteReply, VersionReply,
 } from './schema.js';
 import type { Wait } from './schema.js';
+
+export { ControlError };
 
 export interface Waits {
   readonly wait?: Wait | undefined;

@@ -247,7 +247,7 @@ export const NodeStatus = z.object({
 
 export const VersionReply = z.object({ name: z.literal('lockstep'), version: z.string(), api: z.literal('v1') });
 
-/** One line of the journal stream. */
+/** One line of the journal stream; one that failed half-way ends with an ErrorReply instead, for a 200 cannot be taken back. */
 export const JournalRecord = z.object({
   lsn: z.number(),
   /** "write", "zero", a marker's verb, "epoch", "jump", "batch", "padding". */
@@ -260,9 +260,6 @@ export const JournalRecord = z.object({
   /** Decoded body of a marker, epoch or jump record: plain JSON. */
   body: z.record(z.string(), z.unknown()).nullable(),
 });
-
-/** Last line of a journal stream that failed half-way: a 200 cannot be taken back. */
-export const JournalLine = z.union([ErrorReply, JournalRecord]);
 
 // ---- types ------------------------------------------------------------------------------------------
 

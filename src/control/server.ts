@@ -65,7 +65,7 @@ export class ControlServer {
   /** Address of the metrics listener, its port resolved. */
   get metricsAddress(): TcpAddress | undefined {
     const bound = this.servers[1]?.address() as AddressInfo | null | undefined;
-    return bound == null ? undefined : { kind: 'tcp', host: bound.address, port: bound.port };
+    return bound === null || bound === undefined ? undefined : { kind: 'tcp', host: bound.address, port: bound.port };
   }
 
   /** Ends streams and connections, removes the socket; idempotent. */

@@ -1,0 +1,59 @@
+/**
+ * The command line: which words are which command. Owns parsing and usage
+ * errors (commander); must not know what a command does.
+ */
+
+import { Command, CommanderError } from 'commander';
+import { VERSION } from '../base/version.js';
+import { registerAttachment } from './commands/attach.js';
+import { registerInspection } from './commands/inspect.js';
+import { registerOperations } from './commands/operations.js';
+import { Context, DEFAULT_SOCKET, EXIT_OK, EXIT_OPERATOR } from './context.js';
+import type { GlobalOptions, Streams } from './context.js';
+
+/** A command's work: its options, then its arguments. */
+// eslint-disable-next-line @typescript-eslint/no-explicit-any -- commander hands over what the declaration says, untyped
+export type Work = (context: Context, options: any, ...args: any[]) => Promise<void>;
+
+/** Turns a command's work into commander's action. */
+export type Register = (work: Work) => (...args: unknown[]) => Promise<void>;
+
+/** Runs one command line (without node and script) and returns the exit code. Never throws. */
+export async function runCommandLine(argv: readonly string[], streams: Streams): Promise<number> {
+  const program = new Command('lockstep');
+  const json = argv.includes('--json');
+  let context: Context | undefined;
+  const register: Register = (work) => async (...args) => {
+    // commander appends the options and the command to the arguments.
+    const options = args.at(-2);
+    context = new Context(streams, program.opts<GlobalOptions>());
+    await work(context, options, ...args.slice(0, -2));
+  };
+  program
+    .description('Controls a lockstepd: volumes, snapshots, replication.')
+    .option('--socket <path>', `control socket of the daemon (default: $LOCKSTEP_SOCKET, else ${DEFAULT_SOCKET})`)
+    .option('--json', 'print replies and errors as JSON')
+    .version(VERSION, '-V, --version')
+    .configureOutput({
+      writeOut: (text) => streams.out(text), writeErr: (text) => streams.err(text), getOutHasColors: () => false, getErrHasColors: () => false,
+      outputError: (text, write) => write(usageText(text, json)),
+    })
+    .exitOverride();
+  registerInspection(program, register);
+  registerOperations(program, register);
+  registerAttachment(program, register);
+  try {
+    await program.parseAsync(argv, { from: 'user' });
+    return context?.exitCode ?? EXIT_OK;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT_OK : EXIT_OPERATOR;
+    return (context ?? new Context(streams, { json })).fail(error);
+  }
+}
+
+/** commander's words for a usage error in the shape of ours. */
+function usageText(text: string, json: boolean): string {
+  const message = text.replace(/^error: /, '').trim().replaceAll('\n', ' ');
+  if (json) return `${JSON.stringify({ error: { code: 'usage', message, kind: 'operator' } })}\n`;
+  return `lockstep: ${message} (lockstep --help lists the commands)\n`;
+}

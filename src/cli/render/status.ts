@@ -1,0 +1,61 @@
+/** `lockstep status` for people: what matters first, the figures below. Pure. */
+
+import { formatSize } from '../../base/units.js';
+import type { GroupStatus, LinkEntry, NodeStatus } from '../../control/schema.js';
+import { adviseGroup } from './advice.js';
+import type { Advice } from './advice.js';
+import type { Style } from './words.js';
+import { bar, count, formatDuration } from './words.js';
+
+/** `nowMs` is the time of day of the reader, for the uptime. */
+export function renderStatus(status: NodeStatus, nowMs: number, style: Style): string {
+  const uptime = formatDuration(Math.max(0, nowMs - status.startedMs) / 1000);
+  const head = `${style.bold(status.node)}  lockstepd ${status.version}, process ${status.pid}, up ${uptime}, data in ${status.dataDirectory}`;
+  const listen = `  nbd ${status.listen.nbd.join(' ') || 'not served'}; link ${status.listen.link ?? 'not served'}`;
+  const groups = status.groups.map((group) => renderGroup(group, style));
+  return [`${head}\n${listen}`, ...(groups.length > 0 ? groups : ['  no groups are configured'])].join('\n\n');
+}
+
+export function renderGroup(group: GroupStatus, style: Style): string {
+  const advice = adviseGroup(group);
+  const { lsn, journal, destage, store } = group;
+  const volumes = group.devices.filter((device) => device.kind === 'volume');
+  const clients = group.devices.reduce((sum, device) => sum + device.clients, 0);
+  const row = (label: string, text: string): string => `  ${label.padEnd(9)} ${text}`;
+  return [
+    `${style.bold(`group ${group.name}`)}  ${style.bold(group.role.toUpperCase())}  ${verdict(advice, style)}`,
+    ...advice.flatMap((one) => renderAdvice(one, style)),
+    row('role', `${group.role}, epoch ${group.epoch.number}${group.epoch.lossless ? '' : ' (lossy: it began without all that was acknowledged before)'}${group.roleReason === '' ? '' : `; ${group.roleReason}`}`),
+    row('lsn', `appended ${lsn.appended}  durable ${lsn.durable}  applied ${lsn.applied}  stable ${lsn.stable}  checkpoint ${lsn.checkpoint}`),
+    row('journal', `${bar(journal.usedBytes, journal.sizeBytes)}  ${formatSize(journal.usedBytes)} of ${formatSize(journal.sizeBytes)} needed from LSN ${lsn.lowWater}, ${count(journal.segments, 'segment')}`),
+    row('destage', destage.pendingBlocks === 0 ? `nothing pending, ${count(destage.roundsDone, 'round')} done` : `${formatSize(destage.pendingBytes)} in ${count(destage.pendingBlocks, 'block')} pending, ${formatSize(destage.behindBytes)} behind, ${count(destage.roundsDone, 'round')} done`),
+    row('store', `maps ${formatSize(store.mapBytes)} of ${formatSize(store.mapLimitBytes)}, ${count(store.layers, 'layer')}, ${formatSize(store.freeBytes)} free, replay after a crash about ${formatDuration(store.replaySecondsEstimate)}`),
+    row('devices', `${count(volumes.length, 'volume')} (${formatSize(volumes.reduce((sum, device) => sum + device.sizeBytes, 0))}), ${count(group.devices.length - volumes.length, 'snapshot')}, ${count(clients, 'client connection')}`),
+    ...group.links.flatMap(renderLink),
+    ...(group.links.length === 0 ? [row('links', 'none: this group is not replicated')] : []),
+  ].join('\n');
+}
+
+export function renderLink(link: LinkEntry): string[] {
+  const reason = link.reason === '' ? '' : ` (${link.reason})`;
+  const label = `link ${link.role === 'to' ? '->' : '<-'}`;
+  return [
+    `  ${label.padEnd(9)} ${link.peer}  ${link.mode}, ${link.state}${reason}; ${lagText(link)}`,
+    `  ${''.padEnd(9)} shipped ${link.shipped}  received ${link.received}  durable ${link.durable}  applied ${link.applied}; ${formatSize(link.wireBytes)} on the wire, ${count(link.reconnects, 'reconnect')}`,
+  ];
+}
+
+function lagText(link: LinkEntry): string {
+  if (link.lagBytes === 0 && link.lagSeconds === 0) return 'up to date';
+  return `${formatSize(link.lagBytes)}, ${formatDuration(link.lagSeconds)} behind`;
+}
+
+function verdict(advice: readonly Advice[], style: Style): string {
+  const problems = advice.filter((one) => one.severity === 'problem').length;
+  return problems === 0 ? 'all is well' : style.alarm(count(problems, 'PROBLEM'));
+}
+
+function renderAdvice(advice: Advice, style: Style): string[] {
+  const mark = advice.severity === 'problem' ? style.alarm('!') : '-';
+  return [`  ${mark} ${advice.what}`, ...(advice.remedy === '' ? [] : [`    => ${advice.remedy}`])];
+}
