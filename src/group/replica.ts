@@ -71,9 +71,10 @@ export interface ReplicatedGroup {
   setPrimaryDurable(lsn: number): void;
   /**
    * Undoes everything above `to`, a batch boundary at or above `stableLsn`: cuts the journal, reloads the
-   * checkpoint, replays. Returns undefined when done, or a sentence that says why not.
+   * checkpoint, replays. `done` gets undefined, or a sentence that says why not; it is called in a later tick,
+   * because helper jobs that use the old state have to end first. Until then `receive` answers 'full'.
    */
-  rewind(to: Position): string | undefined;
+  rewind(to: Position, done: (refusal: string | undefined) => void): void;
   /** Called when `receive` may work again after `full`. Returns what removes the hook. */
   onRoom(hook: () => void): () => void;
 
