@@ -1,0 +1,65 @@
+/**
+ * Bringing map nodes from the disk into memory (DESIGN §5).
+ *
+ * Owns: turning a decoded record into the body of a handle, with handles for
+ * the nodes that it refers to.
+ * Must not know: how the bytes were read, roots, devices.
+ */
+import { CorruptionError } from '../base/errors.js';
+import { onlyLayer } from './leafchange.js';
+import { RecordType, decodeNode, newDecoded } from './mapcodec.js';
+import type { InnerContent } from './mapcodec.js';
+import { FAN_OUT, Kind, REF_DELTA, REF_FILE, REF_FLAGS, REF_INNER } from './nodes.js';
+import type { BlockMap } from './map.js';
+
+const decoded = newDecoded();
+
+/** See BlockMap.load; `h` has no body. */
+export function installNode(map: BlockMap, h: number, bytes: Uint8Array, second: Uint8Array | undefined): number {
+  const { nodes, leaves } = map;
+  const ref = nodes.diskRefOf(h);
+  const flags = ref % REF_FLAGS;
+  const position = ref - flags;
+  const file = flags & REF_FILE;
+  decodeNode(bytes, position, map.fileName, decoded, second);
+  const isInner = decoded.type === RecordType.inner || decoded.type === RecordType.innerDelta;
+  const isDelta = decoded.type === RecordType.leafDelta;
+  if (isInner !== ((flags & REF_INNER) !== 0) || isDelta !== ((flags & REF_DELTA) !== 0)) {
+    throw new CorruptionError(map.fileName, position, `a map node of type ${decoded.type} is not what its parent refers to`);
+  }
+  switch (decoded.type) {
+    case RecordType.leaf: {
+      leaves.fillFlat(h, decoded.leaf, onlyLayer(decoded.leaf));
+      let top = 0;
+      for (const stamp of decoded.leaf.stamps) if (stamp > top) top = stamp;
+      nodes.setTop(h, top);
+      break;
+    }
+    case RecordType.leafDelta: {
+      const base = decoded.basePosition === 0 ? 0 : map.stub(decoded.basePosition + file, nodes.topOf(h));
+      leaves.fillDelta(h, base, decoded.leaf);
+      break;
+    }
+    case RecordType.innerDelta:
+      if (second === undefined) return decoded.basePosition;
+      installInner(map, h, decoded.inner, file, decoded.basePosition + file);
+      break;
+    default:
+      installInner(map, h, decoded.inner, file, position + file);
+  }
+  nodes.touch(h, nodes.wordOf(h));
+  return 0;
+}
+
+function installInner(map: BlockMap, h: number, content: InnerContent, file: number, recordBase: number): void {
+  const { nodes, inners } = map;
+  const word = nodes.addBody(h, Kind.inner);
+  const u32 = nodes.slabs.u32[(word >>> 16) & 0xfff];
+  const children = ((word & 0xffff) << 2) + 4;
+  for (let slot = 0; slot < FAN_OUT; slot++) {
+    const ref = content.refs[slot];
+    u32[children + slot] = ref === 0 ? 0 : map.stub(ref + file, content.tops[slot]);
+  }
+  inners.setRecordBase(h, recordBase, content.changedLow, content.changedHigh);
+  nodes.setTop(h, content.top);
+}
