@@ -3,6 +3,7 @@
  * workerData: `mode`: 'work' writes, syncs and checks a file, then ends by
  * itself; 'block' waits in its reactor for ever; 'busy' also keeps jobs in flight.
  */
+import { readlinkSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import { crc32c } from '../../src/base/crc32c.js';
 import { Arena } from '../../src/io/arena.js';
@@ -44,7 +45,7 @@ if (mode === 'work') {
     const again = (): void => reactor.submit(Queue.destage, table.clear().add(JobOp.zero, fd, 0, 1 << 20, 0), again);
     again();
   }
-  reactor.after(0, () => parentPort?.postMessage(`ready ${io.wakeFd}`));
+  reactor.after(0, () => parentPort?.postMessage(`ready ${io.wakeFd} ${readlinkSync('/proc/thread-self')}`));
   reactor.onWake(() => reactor.stop());
   reactor.run();
 }
