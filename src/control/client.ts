@@ -7,8 +7,8 @@
 
 import { request as httpRequest } from 'node:http';
 import type { IncomingMessage } from 'node:http';
-import { createInterface } from 'node:readline';
 import type { z } from 'zod';
+import { MAX_SOCKET_PATH_BYTES } from '../base/address.js';
 import { VERSION } from '../base/version.js';
 import { ControlError } from './port.js';
 import {
@@ -31,6 +31,7 @@ export interface JournalRange {
 
 /** A reply is at most this many bytes: a status of thousands of devices has a few MiB. */
 const MAX_REPLY_BYTES = 256 * 1024 * 1024;
+const MAX_LINE_CHARACTERS = 16 * 1024 * 1024;
 /** How long the daemon may be silent, beyond the time that the call itself may take. */
 const PATIENCE_MS = 30_000;
 /** Calls whose duration depends on how much there is to do. */
@@ -103,14 +104,14 @@ export class ControlClient {
     signal?.addEventListener('abort', stop);
     if (signal?.aborted === true) stop();
     try {
-      for await (const line of createInterface({ input: response, crlfDelay: Infinity })) {
+      for await (const line of lines(response, this.socket)) {
         const value = parseReply(line, response);
         const failure = ErrorReply.safeParse(value);
         if (failure.success) throw new ControlError(failure.data.error);
         yield checked(JournalRecord, value, 'a journal record');
       }
-      // readline ends quietly when the connection breaks; a whole stream ends with its last chunk.
-      if (!response.complete && signal?.aborted !== true) throw unreachableError(this.socket, 'the connection ended in the middle of the journal');
+    } catch (error) {
+      if (signal?.aborted !== true) throw error;
     } finally {
       signal?.removeEventListener('abort', stop);
       response.destroy();
@@ -127,6 +128,10 @@ export class ControlClient {
 
   private send(method: Method, path: string, body: unknown, waitMs: number): Promise<IncomingMessage> {
     const text = body === undefined ? '' : JSON.stringify(body);
+    if (Buffer.byteLength(this.socket) > MAX_SOCKET_PATH_BYTES) {
+      // node would cut the path off without a word.
+      return Promise.reject(new ControlError({ kind: 'operator', code: 'usage', message: `${this.socket}: a Unix socket path may have ${MAX_SOCKET_PATH_BYTES} bytes` }));
+    }
     return new Promise((resolve, reject) => {
       const headers = text === '' ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) };
       const request = httpRequest({ socketPath: this.socket, method, path, agent: false, headers }, resolve);
@@ -152,6 +157,24 @@ function queryText(options: object): string {
 
 function patience(waits: Waits): number {
   return PATIENCE_MS + (waits.wait === 'applied' ? (waits.waitSeconds ?? 60) * 1000 : 0);
+}
+
+/** The lines of a stream; a stream that breaks off is an error, not an end. */
+async function* lines(response: IncomingMessage, socket: string): AsyncGenerator<string> {
+  let rest = '';
+  response.setEncoding('utf8');
+  try {
+    for await (const chunk of response as AsyncIterable<string>) {
+      const parts = (rest + chunk).split('\n');
+      rest = parts.pop() ?? '';
+      if (rest.length > MAX_LINE_CHARACTERS) throw unexpected(`a line is longer than ${MAX_LINE_CHARACTERS} characters`);
+      yield* parts.filter((line) => line !== '');
+    }
+  } catch (error) {
+    if (error instanceof ControlError) throw error;
+    throw unreachableError(socket, 'the connection ended in the middle of the journal');
+  }
+  if (rest !== '') yield rest;
 }
 
 async function readText(response: IncomingMessage): Promise<string> {

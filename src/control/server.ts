@@ -13,7 +13,7 @@ import { createConnection } from 'node:net';
 import type { AddressInfo } from 'node:net';
 import { dirname } from 'node:path';
 import type { TcpAddress } from '../base/address.js';
-import { formatAddress } from '../base/address.js';
+import { MAX_SOCKET_PATH_BYTES, formatAddress } from '../base/address.js';
 import { OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import { VERSION } from '../base/version.js';
@@ -166,6 +166,8 @@ async function listening(server: Server, listen: () => void, where: string): Pro
 
 /** Removes the socket of a daemon that is gone, and makes the directory (one level) if it is missing. */
 async function clearStale(path: string): Promise<void> {
+  // The kernel's limit; node would cut the path off without a word.
+  if (Buffer.byteLength(path) > MAX_SOCKET_PATH_BYTES) throw new OperatorError('control/listen', `cannot listen on ${path}: a Unix socket path may have ${MAX_SOCKET_PATH_BYTES} bytes`);
   try {
     if (!lstatSync(path).isSocket()) throw new OperatorError('control/listen', `cannot listen on ${path}: a file that is not a socket is in the way; move it`);
   } catch (error) {

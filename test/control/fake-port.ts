@@ -1,0 +1,79 @@
+/** A data path made of canned answers, for tests of the control server and the command line. */
+import type { ControlPort, ControlReplies, ControlRequest, ReplyOf } from '../../src/control/port.js';
+import type { DeviceEntry, GroupStatus, JournalRecord, LinkEntry, NodeStatus, OperationReply } from '../../src/control/schema.js';
+
+export const CREATED_MS = Date.UTC(2026, 0, 2, 3, 4, 5);
+
+export function device(over: Partial<DeviceEntry> = {}): DeviceEntry {
+  return {
+    id: 1, name: 'vol', kind: 'volume', parent: null, sizeBytes: 10 * 2 ** 30, protected: false, creationLsn: 4096,
+    creationTimeMs: CREATED_MS, continuity: 'e1:0', clients: 0, ...over,
+  };
+}
+
+export function link(over: Partial<LinkEntry> = {}): LinkEntry {
+  return {
+    peer: 'beta', role: 'to', mode: 'async', state: 'streaming', reason: '', shipped: 900_000, received: 900_000, durable: 890_000,
+    applied: 880_000, lagBytes: 0, lagSeconds: 0, wireBytes: 5 * 2 ** 20, reconnects: 0, ...over,
+  };
+}
+
+export function group(over: Partial<GroupStatus> = {}): GroupStatus {
+  return {
+    name: 'g', role: 'primary', roleReason: '', epoch: { number: 3, id: 'ab'.repeat(16), lossless: true },
+    lsn: { appended: 900_000, durable: 900_000, applied: 900_000, stable: 890_000, checkpoint: 700_000, lowWater: 650_000 },
+    journal: { sizeBytes: 2 ** 30, usedBytes: 2 ** 28, segments: 16, stalled: null },
+    destage: { pendingBlocks: 0, pendingBytes: 0, roundsDone: 12, behindBytes: 0 },
+    store: { mapBytes: 12 * 2 ** 20, mapLimitBytes: 2 ** 28, metadataBytesWritten: 1234, layers: 3, replaySecondsEstimate: 1.5, freeBytes: 100 * 2 ** 30, admission: 'open' },
+    links: [link()], devices: [device(), device({ id: 2, name: 'vol@monday', kind: 'snapshot', parent: 1, creationLsn: 8192 })], errors: [], ...over,
+  };
+}
+
+export function nodeStatus(over: Partial<NodeStatus> = {}): NodeStatus {
+  return {
+    node: 'alpha', version: '0.1.0', pid: 4711, startedMs: CREATED_MS, dataDirectory: '/var/lib/lockstep/alpha',
+    listen: { nbd: ['unix:/run/lockstep/nbd.sock', 'tcp:127.0.0.1:10809'], link: 'tcp:127.0.0.1:10900' }, groups: [group()], ...over,
+  };
+}
+
+export function operation(over: Partial<OperationReply> = {}): OperationReply {
+  return { lsn: 12_288, device: device(), dataThreadUs: 42, waited: 'durable', notice: null, ...over };
+}
+
+export function record(lsn: number, over: Partial<JournalRecord> = {}): JournalRecord {
+  return { lsn, kind: 'write', device: 1, offset: lsn * 4, length: 4096, epoch: 3, body: null, ...over };
+}
+
+type Answers = { [K in keyof ControlReplies]?: (request: Extract<ControlRequest, { op: K }>) => ControlReplies[K] | Promise<ControlReplies[K]> };
+
+export class FakePort implements ControlPort {
+  readonly calls: ControlRequest[] = [];
+  /** What to answer instead of the defaults; may throw. */
+  answers: Answers = {};
+
+  async call<R extends ControlRequest>(request: R): Promise<ReplyOf<R>> {
+    this.calls.push(structuredClone(request));
+    const answer = (this.answers as Record<string, ((request: ControlRequest) => unknown) | undefined>)[request.op];
+    return (await (answer ?? this.fallback)(request)) as ReplyOf<R>;
+  }
+
+  /** The last request. */
+  get last(): ControlRequest | undefined {
+    return this.calls.at(-1);
+  }
+
+  private readonly fallback = (request: ControlRequest): unknown => {
+    switch (request.op) {
+      case 'create': case 'snapshot': case 'restore': return operation(request.wait === 'applied' ? { waited: 'applied' } : {});
+      case 'remove': return operation({ device: null });
+      case 'promote': return { lsn: 5000, epoch: { number: 4, id: 'cd'.repeat(16), lossless: true }, notice: null };
+      case 'flush': return { lsn: 900_000, upTo: request.upTo };
+      case 'status': return nodeStatus();
+      case 'devices': return { group: request.group, lsn: 900_000, devices: group().devices };
+      case 'links': return { group: request.group, links: [link()] };
+      case 'linkDrop': return { peer: request.peer, freedBytes: 2 ** 20, lsn: 880_000 };
+      case 'journal': return { records: [record(100), record(200)], next: 300, appended: 300, end: true };
+      case 'metrics': return { samples: [{ name: 'nbd_requests_total', help: 'Requests', type: 'counter', labels: { command: 'read' }, value: 7 }] };
+    }
+  };
+}
