@@ -86,7 +86,7 @@ void t.test('garbage neither makes a server throw nor hold memory', (t) => {
   const held: nbd.ServerHandshake[] = [];
   for (let i = 0; i < 1000; i++) {
     const server = new nbd.ServerHandshake(directory);
-    server.push(new ByteWriter().u32(3).u32(nbd.NBD_OPTS_MAGIC_HI).u32(nbd.NBD_OPTS_MAGIC_LO).u32(nbd.NBD_OPT_GO).u32(nbd.MAX_OPTION_BYTES).u32(3).take());
+    server.push(new ByteWriter().u32(3).u32(nbd.NBD_OPTS_MAGIC_HI).u32(nbd.NBD_OPTS_MAGIC_LO).u32(nbd.NBD_OPT_GO).u32(nbd.MAX_OPTION_BYTES).zeroes(100).take());
     held.push(server);
   }
   const each = (process.memoryUsage().arrayBuffers - before) / held.length;

@@ -20,8 +20,7 @@ function replies(output: Uint8Array): Reply[] {
   const found: Reply[] = [];
   for (let at = 0; at < output.length;) {
     const view = viewOf(output.subarray(at));
-    t.equal(view.getUint32(0), nbd.NBD_REP_MAGIC_HI);
-    t.equal(view.getUint32(4), nbd.NBD_REP_MAGIC_LO);
+    if (view.getUint32(0) !== nbd.NBD_REP_MAGIC_HI || view.getUint32(4) !== nbd.NBD_REP_MAGIC_LO) throw new Error(`not a reply: ${hex(output)}`);
     const length = view.getUint32(16);
     found.push({ option: view.getUint32(8), type: view.getUint32(12), data: output.subarray(at + 20, at + 20 + length) });
     at += 20 + length;
@@ -139,9 +138,9 @@ void t.test('LIST names the exports with their descriptions', (t) => {
 });
 
 void t.test('a description longer than a string may be is cut between characters', (t) => {
-  const long = directoryOf([memoryExport('a', 512, { description: 'é'.repeat(3000) })]);
+  const long = directoryOf([memoryExport('a', 512, { description: `a${'é'.repeat(3000)}` })]);
   const [entry] = ask(started(FIXED, long), option(nbd.NBD_OPT_LIST));
-  t.equal(new TextDecoder('utf-8', { fatal: true }).decode(entry!.data.subarray(5)), 'é'.repeat(2048));
+  t.equal(new TextDecoder('utf-8', { fatal: true }).decode(entry!.data.subarray(5)), `a${'é'.repeat(2047)}`);
   t.end();
 });
 
