@@ -76,7 +76,7 @@ test-crash: deps-test build ## SIGKILLs under load in full (CRASH_KILLS=200)
 	@LOCKSTEP_CRASH_KILLS=$(CRASH_KILLS) $(RUN) --timeout 7200 --jobs 1 dist/test/crash $(ARGS)
 
 test-kernel: deps-kernel build ## ext4, xfs and btrfs on /dev/nbd0 in a User-Mode Linux guest
-	@test/kernel/run $(ARGS)
+	@$(NODE) dist/test/kernel/run.js $(ARGS)
 
 check: deps-npm ## types and lint
 	@node_modules/.bin/tsc -p tsconfig.json --noEmit --incremental --tsBuildInfoFile dist/.tscheckinfo
