@@ -20,7 +20,7 @@ import { putHex, putU64 } from '../base/words.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import {
-  batch, BATCH_HEADER_BYTES, BATCH_MAGIC, entry, ENTRY_BYTES, MAX_BATCH_PAYLOAD, MAX_BATCH_RECORDS, MAX_HEADER_BYTES,
+  batch, BATCH_HEADER_BYTES, BATCH_MAGIC, entry, ENTRY_BYTES, MAX_BATCH_RECORDS, MAX_HEADER_BYTES,
   MAX_MARKER_BYTES, RecordKind, usedHeaderBytes,
 } from './format.js';
 import { SegmentPool } from './segments.js';
@@ -41,6 +41,8 @@ export interface JournalOptions {
   readonly syncBytes: number;
   /** ... or microseconds have passed since the last one. */
   readonly syncUs: number;
+  /** Most payload bytes in a batch of this node's making; at most MAX_BATCH_PAYLOAD, and a batch must fit a segment of every node. */
+  readonly maxBatchPayload: number;
 }
 
 /** Segments that only markers may use, so that an operation can always be journaled and its effect free space. */
@@ -121,21 +123,32 @@ export class Journal {
     return { lsn: this.appendedLsn, chainHi: this.chainHi, chainLo: this.chainLo };
   }
 
+  /** Arena offset of the header of the batch under construction. */
+  get headerAt(): number {
+    return this.header;
+  }
+
   /** Records in the batch under construction. */
   get pendingRecords(): number {
     return this.count;
   }
 
-  /** Room in the batch under construction for one more record with this much payload. */
-  fits(payloadBytes: number): boolean {
-    return this.count < MAX_BATCH_RECORDS && this.payloadBytes + payloadBytes <= MAX_BATCH_PAYLOAD;
+  /** Room in the batch under construction for `records` more with this much payload together. */
+  fits(payloadBytes: number, records = 1): boolean {
+    return this.count + records <= MAX_BATCH_RECORDS && this.payloadBytes + payloadBytes <= this.options.maxBatchPayload;
   }
 
   /** Whether a largest batch of data can be appended without touching what is reserved for markers. */
   get hasRoomForData(): boolean {
     const current = this.pool.current;
     const rest = current.baseLsn + this.pool.capacity - current.endLsn;
-    return this.pool.freeCount > RESERVED_SEGMENTS || (this.pool.freeCount === RESERVED_SEGMENTS && rest >= MAX_HEADER_BYTES + MAX_BATCH_PAYLOAD);
+    return this.pool.freeCount > RESERVED_SEGMENTS || (this.pool.freeCount === RESERVED_SEGMENTS && rest >= MAX_HEADER_BYTES + this.options.maxBatchPayload);
+  }
+
+  /** Whether a marker can be appended: it may use what is reserved. */
+  get hasRoomForMarker(): boolean {
+    const current = this.pool.current;
+    return this.pool.freeCount > 0 || current.baseLsn + this.pool.capacity - current.endLsn >= BLOCK_BYTES + MAX_MARKER_BYTES;
   }
 
   /** LSN of record `i` of the batch under construction. */
@@ -348,6 +361,28 @@ export class Journal {
     if (lsn <= this.durableLsn || this.failure !== undefined) return;
     if (lsn > this.syncWanted) this.syncWanted = lsn;
     if (!this.syncing) this.startSync();
+  }
+
+  /**
+   * Makes everything appended durable before it returns: for moments at which
+   * nothing is served, the start and the end. Returns 0 or −errno.
+   */
+  syncNow(): number {
+    if (this.failure !== undefined) return -this.failure.errno;
+    for (const segment of this.pool.live) {
+      if (!segment.dirty && !this.syncing) continue;
+      segment.dirty = false;
+      const result = this.reactor.io.fdatasync(segment.fd);
+      if (result < 0) return this.fail(result, 'fdatasync the journal');
+    }
+    this.unsyncedSinceUs = -1;
+    this.durableLsn = this.appendedLsn;
+    return 0;
+  }
+
+  /** An fdatasync is in flight. */
+  get syncInFlight(): boolean {
+    return this.syncing;
   }
 
   /** The journal's own bound: call once a tick. */

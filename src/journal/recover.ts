@@ -33,6 +33,8 @@ import { positionAfter, verifyHeader, verifyPayloads } from './verify.js';
 export interface RecoverInput {
   /** Where reading starts: the low-water mark of the checkpoint, a batch boundary. */
   readonly from: Position;
+  /** A rewind: the journal ends here, a batch boundary, and what lies behind is erased. */
+  readonly until?: Position;
   /** Everything below was durable, as the checkpoint knows it. */
   readonly durableLsn: number;
   /** Whether this node wrote the batches of an epoch as primary: only then their durable LSNs speak of this node. */
@@ -77,6 +79,10 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
       let loaded = 0; // window holds [windowPos, windowPos + loaded) of the segment
       let windowPos = 0;
       for (;;) {
+        if (position.lsn === input.until?.lsn) {
+          ended = true;
+          break;
+        }
         const pos = pool.filePosition(segment, position.lsn);
         if (pos + BLOCK_BYTES > pool.segmentBytes) {
           why = 'the segment ends';
@@ -108,6 +114,7 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
         position = next;
         segment.endLsn = position.lsn;
       }
+      if (ended) break;
       const following = nextSegment(found, segment, position);
       if (following !== undefined) {
         segment = following;
@@ -119,6 +126,10 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
           `${why} at LSN ${position.lsn}, although this node had made the journal durable up to LSN ${durable}`);
       }
       ended = true;
+    }
+    if (input.until !== undefined && (position.lsn !== input.until.lsn || position.chainHi !== input.until.chainHi || position.chainLo !== input.until.chainLo)) {
+      throw new CorruptionError(segment.path, pool.filePosition(segment, position.lsn),
+        `the journal ends at LSN ${position.lsn} where a rewind to LSN ${input.until.lsn} was asked for, or has another history there`);
     }
     return finish(memory, journal, found, live, segment, position, batches, window);
   } finally {

@@ -200,6 +200,25 @@ export class SegmentPool {
     return io.pwrite(this.current.fd, this.scratch, SECTOR_BYTES, MARK_OFFSET);
   }
 
+  /** A background creation is under way. */
+  get busy(): boolean {
+    return this.creating;
+  }
+
+  /**
+   * Lowers every durable mark to `lsn` (a rewind): what lies above is about to
+   * be erased on purpose and must not look like corruption. Blocking; throws IoError.
+   */
+  lowerMarks(lsn: number): void {
+    const { io, arena } = this.reactor;
+    for (const segment of this.live) {
+      encodeDurableMark(arena.u8, this.scratch, segment.serial, Math.min(lsn, segment.endLsn));
+      let result = io.pwrite(segment.fd, this.scratch, SECTOR_BYTES, MARK_OFFSET);
+      if (result >= 0) result = io.fdatasync(segment.fd);
+      if (result < 0) throw new IoError(-result, 'lower the durable mark of', segment.path);
+    }
+  }
+
   /** Frees the live segments that lie wholly below `lsn`, as far as nobody holds them. Returns how many. */
   releaseBelow(lsn: number): number {
     let count = 0;

@@ -111,11 +111,6 @@ export class PendingTable {
     return find(this.sealed, hash, layer, block);
   }
 
-  /** Whether the open generation has newer bytes than the sealed one: then the sealed ones need not be written. */
-  isSuperseded(layer: number, block: number): boolean {
-    return find(this.open, partHash(layer, block), layer, block) !== 0;
-  }
-
   /** Starts a round: what is pending now becomes the sealed generation. */
   seal(): void {
     assert(!this.sealedActive, 'the previous round has not ended');
@@ -138,23 +133,26 @@ export class PendingTable {
   }
 
   /**
-   * The sealed entries of one part, sorted by layer and block, appended to the
-   * three columns (which grow as needed). Returns their number.
+   * The sealed entries of one part, sorted by layer and block. Those that the
+   * open generation has newer bytes for are left out: the journal keeps the
+   * newer ones, and nothing can ask for the older. Returns their number.
    */
   sealedPart(p: number, out: PendingColumns): number {
     const generation = this.sealed;
     const part = generation.parts[p];
     out.count = 0;
     if (!this.sealedActive || part === undefined || generation.tags[p] !== generation.tag) return 0;
-    const count = generation.used[p];
-    out.reserve(count);
+    out.reserve(generation.used[p]);
     for (let at = 0; at < part.length; at += WORDS) {
-      if (part[at] === 0) continue;
+      const layer = part[at];
+      if (layer === 0) continue;
       const high = part[at + 2];
-      out.put(part[at], (high & 0xff) * TWO_32 + part[at + 1], (high >>> 8) * TWO_32 + part[at + 3]);
+      const block = (high & 0xff) * TWO_32 + part[at + 1];
+      if (find(this.open, partHash(layer, block), layer, block) !== 0) continue;
+      out.put(layer, block, (high >>> 8) * TWO_32 + part[at + 3]);
     }
     out.sort();
-    return count;
+    return out.count;
   }
 
   clear(): void {

@@ -1,0 +1,277 @@
+/**
+ * One group's data directory, opened: journal, store and core together, as
+ * creation, recovery or a rewind left them.
+ *
+ * Owns: the directory's layout, the order of opening, the low-water mark and
+ * what may be released. Must not know: roles, requests, links.
+ *
+ *     state.json          statefile.ts
+ *     journal/segment-*   journal/
+ *     map-*               store/mapfile.ts
+ *     checkpoint-0, -1    store/slot.ts
+ *     layers/device-*     store/layers.ts
+ */
+
+import { CorruptionError } from '../base/errors.js';
+import { mkdirs, must } from '../io/file.js';
+import { O } from '../io/io.js';
+import type { Reactor } from '../io/reactor.js';
+import { Journal } from '../journal/journal.js';
+import type { JournalOptions, Position } from '../journal/journal.js';
+import { recoverJournal } from '../journal/recover.js';
+import { Checkpointer } from '../store/checkpointer.js';
+import type { CheckpointerOptions } from '../store/checkpointer.js';
+import { Destager } from '../store/destager.js';
+import type { DestagerOptions } from '../store/destager.js';
+import { MapFile } from '../store/mapfile.js';
+import { BlockReader } from '../store/read.js';
+import { createSlots, encodeSlot, findSlot, slotPath } from '../store/slot.js';
+import { Store } from '../store/store.js';
+import { Core } from './core.js';
+import type { CoreState } from './core.js';
+
+export interface ContentOptions {
+  readonly node: string;
+  readonly directory: string;
+  readonly groupId: string;
+  readonly journal: Omit<JournalOptions, 'directory' | 'groupId'>;
+  readonly destager: DestagerOptions;
+  readonly checkpointer: Omit<CheckpointerOptions, 'directory' | 'groupId'>;
+  /** A checkpoint at the latest after this much journal ... */
+  readonly checkpointBytes: number;
+  /** ... or after this long with activity, microseconds. */
+  readonly checkpointUs: number;
+  /** Limit of map nodes in memory, bytes. */
+  readonly mapMemoryBytes: number;
+}
+
+const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
+/** Nodes of dropped trees taken apart per tick. */
+const RECLAIM_PER_TICK = 64;
+const EVICT_STEPS_PER_TICK = 256;
+
+export interface Recovered {
+  readonly batches: number;
+  readonly tornAt: number;
+  /** What of the newest checkpoint slot was unreadable, if anything. */
+  readonly damagedSlot: string | undefined;
+  readonly staleFiles: readonly string[];
+}
+
+export class Content {
+  readonly journal: Journal;
+  readonly store: Store;
+  readonly core: Core;
+  readonly reader: BlockReader;
+  readonly destager: Destager;
+  readonly checkpointer: Checkpointer;
+  recovered: Recovered = { batches: 0, tornAt: 0, damagedSlot: undefined, staleFiles: [] };
+
+  /** Set when a record could not be executed: everything behind it is kept, nothing is executed. */
+  applyProblem: string | undefined;
+  private stoppedAt: Position | undefined;
+  private destaged: Position;
+  private lastCheckpointUs: number;
+  private checkpointWanted = false;
+  private closing = false;
+
+  private constructor(private readonly reactor: Reactor, readonly options: ContentOptions, file: MapFile, sequence: number, at: Position, lowWater: Position, core: Core) {
+    this.core = core;
+    this.store = core.store;
+    this.journal = new Journal(reactor, { ...options.journal, directory: `${options.directory}/journal`, groupId: options.groupId });
+    this.destaged = lowWater;
+    this.lastCheckpointUs = reactor.nowUs;
+    this.reader = new BlockReader(reactor, this.store, this.journal.pool, (bit) => this.checkpointer.file(bit));
+    this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, options.destager);
+    this.checkpointer = new Checkpointer(reactor, this.store, { ...options.checkpointer, directory: options.directory, groupId: options.groupId }, file, sequence, at, lowWater);
+    this.destager.onWaiting = (lsn) => this.journal.sync(lsn);
+    this.checkpointer.onWaiting = (lsn) => this.journal.sync(lsn);
+    this.destager.onRound = (end) => {
+      // A round that frees no segment is not worth a checkpoint of its own.
+      if (end.lsn - this.checkpointer.lowWater.lsn >= options.journal.segmentBytes) this.checkpointWanted = true;
+      this.destaged = end;
+    };
+  }
+
+  /** Makes an empty group in `directory`: durable when it returns. Blocking; throws IoError. */
+  static create(reactor: Reactor, options: ContentOptions, epoch: { number: number; id: string }): Content {
+    const { io } = reactor;
+    const { directory } = options;
+    for (const name of ['journal', 'layers']) mkdirs(io, `${directory}/${name}`);
+    removeLeftovers(reactor, directory);
+    const file = MapFile.create(reactor, directory, 1, options.groupId);
+    const core = openCore(reactor, options, () => content);
+    const content = new Content(reactor, options, file, 1, ZERO, ZERO, core);
+    content.journal.create(ZERO, epoch);
+    must(io.fdatasync(content.journal.pool.current.fd), 'fdatasync', content.journal.pool.current.path);
+    must(io.fdatasync(file.fd), 'fdatasync', file.path);
+    createSlots(io, directory);
+    const slot = encodeSlot(1, {
+      groupId: options.groupId, at: ZERO, lowWater: ZERO, mapFile: 1, mapLength: file.length, nextLayer: 1, layers: [], devices: [], group: core.state(),
+    });
+    writeNow(reactor, slotPath(directory, 1), slot);
+    must(io.syncDirectory(`${directory}/journal`), 'fsync', `${directory}/journal`);
+    must(io.syncDirectory(directory), 'fsync', directory);
+    return content;
+  }
+
+  /**
+   * Opens what is on disk: newest checkpoint, then the journal from there to its
+   * end, or to `until` (a rewind). Moves no data. Blocking; throws
+   * CorruptionError, IoError.
+   */
+  static open(reactor: Reactor, options: ContentOptions, until?: Position): Content {
+    const { io } = reactor;
+    const { directory } = options;
+    const found = findSlot(io, directory);
+    if (found === undefined) throw new CorruptionError(`${directory}/checkpoint-0`, 0, 'there is no checkpoint, although the group was created');
+    const { sequence, body } = found.slot;
+    if (body.groupId !== options.groupId) throw new CorruptionError(slotPath(directory, sequence), 0, `this checkpoint belongs to group ${body.groupId}, not to ${options.groupId}`);
+    const file = MapFile.open(reactor, directory, body.mapFile, options.groupId, body.mapLength);
+    const core = openCore(reactor, options, () => content);
+    const content = new Content(reactor, options, file, sequence, body.at, body.lowWater, core);
+    try {
+      content.store.layers.restore(body.nextLayer, body.layers);
+      content.store.restore(body.devices);
+      core.restore(body.group as CoreState);
+      content.replay(body.at, body.lowWater, until);
+      content.recovered = { ...content.recovered, damagedSlot: found.damaged, staleFiles: content.store.layers.reconcile() };
+    } catch (error) {
+      content.close();
+      throw error;
+    }
+    return content;
+  }
+
+  private replay(at: Position, lowWater: Position, until: Position | undefined): void {
+    const { journal, core } = this;
+    let applied: Position | undefined;
+    const result = recoverJournal(this.reactor, journal, {
+      from: lowWater,
+      durableLsn: until === undefined ? at.lsn : 0,
+      ...(until === undefined ? {} : { until }),
+      ownEpoch: (id) => core.epochs.some((epoch) => epoch.id === id && epoch.node === this.options.node),
+      visit: (header, payloadAt, lsn) => {
+        if (lsn < at.lsn) {
+          core.repend(header, lsn);
+          return;
+        }
+        if (this.applyProblem !== undefined) return;
+        this.applyProblem = core.apply(header, lsn, payloadAt);
+        if (this.applyProblem !== undefined) applied = { lsn, ...chainBefore(this.reactor, header) };
+      },
+    });
+    this.stoppedAt = applied;
+    this.recovered = { ...this.recovered, batches: result.batches, tornAt: result.tornAt };
+    const epoch = core.epoch;
+    if (epoch !== undefined) journal.setEpoch(epoch);
+  }
+
+  /** Behind the last batch that was executed. */
+  get appliedPosition(): Position {
+    return this.stoppedAt ?? this.journal.position;
+  }
+
+  get appliedLsn(): number {
+    return this.stoppedAt?.lsn ?? this.journal.appendedLsn;
+  }
+
+  /** The record behind `before` could not be executed. */
+  stopApplying(before: Position, problem: string): void {
+    this.stoppedAt = before;
+    this.applyProblem = problem;
+  }
+
+  /** Everything below is in the layers' files, durably. */
+  get destagedLsn(): number {
+    return this.destaged.lsn;
+  }
+
+  /** A checkpoint is wanted as soon as one may begin. */
+  requestCheckpoint(): void {
+    this.checkpointWanted = true;
+  }
+
+  /**
+   * Once a tick: drives destager, checkpoints and memory. `stable`: nothing
+   * below can be undone. `retained`: oldest LSN that a link or an export needs.
+   */
+  poll(stable: number, retained: number): void {
+    if (this.closing) return;
+    this.journal.poll();
+    this.destager.poll(stable);
+    const { checkpointer, store } = this;
+    checkpointer.poll(stable);
+    if (!checkpointer.busy && this.checkpointDue()) {
+      this.checkpointWanted = false;
+      this.lastCheckpointUs = this.reactor.nowUs;
+      checkpointer.begin({ at: this.appliedPosition, lowWater: this.destaged, group: this.core.state() });
+    }
+    this.journal.pool.releaseBelow(Math.min(checkpointer.lowWater.lsn, retained));
+    if (store.map.reclaim(RECLAIM_PER_TICK)) this.reactor.again();
+    if (store.map.memoryBytes > this.options.mapMemoryBytes && !store.map.evict(this.options.mapMemoryBytes, EVICT_STEPS_PER_TICK)) {
+      // What cannot be paged out is dirty: a checkpoint makes it clean.
+      if (!checkpointer.busy && this.appliedLsn > checkpointer.committedAt.lsn) this.checkpointWanted = true;
+    }
+  }
+
+  private checkpointDue(): boolean {
+    const since = this.appliedLsn - this.checkpointer.committedAt.lsn;
+    if (this.checkpointWanted) return true;
+    if (since === 0) return false;
+    return since >= this.options.checkpointBytes || this.reactor.nowUs - this.lastCheckpointUs >= this.options.checkpointUs;
+  }
+
+  /** No helper job uses this content any more. */
+  get quiet(): boolean {
+    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && this.reader.readsInFlight === 0;
+  }
+
+  /** Starts nothing more; `quiet` tells when it may be closed. */
+  stop(): void {
+    this.closing = true;
+    this.destager.stop();
+    this.checkpointer.stop();
+  }
+
+  /** Gives files and memory back; only when `quiet`. */
+  close(): void {
+    this.stop();
+    this.destager.close();
+    this.checkpointer.close();
+    this.store.close();
+    this.journal.close();
+  }
+}
+
+function openCore(reactor: Reactor, options: ContentOptions, content: () => Content): Core {
+  const store = new Store(reactor, `${options.directory}/layers`, (position, bit) => content().checkpointer.file(bit).readNow(position), `${options.directory}/map-*`);
+  return new Core(reactor.arena, store);
+}
+
+function chainBefore(reactor: Reactor, header: number): { chainHi: number; chainLo: number } {
+  const { view } = reactor.arena;
+  return { chainHi: view.getUint32(header + 16, true), chainLo: view.getUint32(header + 20, true) };
+}
+
+/** A creation that was cut off left files behind; nothing in them was ever acknowledged. */
+function removeLeftovers(reactor: Reactor, directory: string): void {
+  const { io } = reactor;
+  for (const name of ['checkpoint-0', 'checkpoint-1']) io.unlink(`${directory}/${name}`);
+  for (const part of ['journal', 'layers']) {
+    for (const name of io.list(`${directory}/${part}`)) must(io.unlink(`${directory}/${part}/${name}`), 'remove', `${directory}/${part}/${name}`);
+  }
+}
+
+function writeNow(reactor: Reactor, path: string, bytes: Uint8Array): void {
+  const { io, arena } = reactor;
+  const fd = must(io.open(path, O.RDWR | O.CREAT | O.CLOEXEC, 0o600), 'open', path);
+  const at = arena.alloc(bytes.length);
+  must(at < 0 ? -12 : 0, 'find memory for', path);
+  arena.u8.set(bytes, at);
+  let result = io.pwrite(fd, at, bytes.length, 0);
+  if (result >= 0) result = io.fdatasync(fd);
+  arena.release(at);
+  io.close(fd);
+  must(result, 'write', path);
+}

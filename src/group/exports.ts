@@ -1,0 +1,194 @@
+/**
+ * The devices of a group as clients see them: one view per device, kept in
+ * step with the tree, and the clients that have it open.
+ *
+ * Owns: views, client lists, answers about allocation. Must not know: NBD, what
+ * operations are under way.
+ */
+
+import { Errno } from '../base/errors.js';
+import { BLOCK_BYTES, deviceId, MIB } from '../base/units.js';
+import type { DeviceId } from '../base/units.js';
+import type { BlockReader } from '../store/read.js';
+import { blockOf } from '../store/store.js';
+import type { StoredDevice } from '../store/store.js';
+import type { DeviceClient, DeviceView } from './service.js';
+import { ExtentFlag } from './service.js';
+import type { Device, Tree } from './tree.js';
+
+/** What the views need to know of their group. */
+export interface ExportsHost {
+  readonly name: string;
+  readonly groupId: string | undefined;
+  readonly tree: Tree;
+  /** Clients may read. */
+  readonly serving: boolean;
+  /** Clients may write. */
+  readonly writable: boolean;
+}
+
+export class ExportView implements DeviceView {
+  readonly id: DeviceId;
+  readonly clients = new Set<DeviceClient>();
+  sizeBytes = 0;
+  writable = false;
+  gone = false;
+  exportName = '';
+  deviceIdentity = '';
+  continuityIdentity = '';
+  description = '';
+
+  /** `owner` is the group that serves it; service.ts' implementation hands it requests. */
+  constructor(readonly owner: object, id: number) {
+    this.id = deviceId(id);
+  }
+}
+
+/** Blocks looked at per step of an allocation query. */
+const EXTENT_STEP = 4096;
+
+export class Exports {
+  private readonly views = new Map<number, ExportView>();
+  private readonly layers = new Uint32Array(EXTENT_STEP);
+
+  constructor(private readonly host: ExportsHost) {}
+
+  /** Brings the views in step with tree and role; clients of removed devices are disconnected. */
+  update(): void {
+    const { host } = this;
+    const { tree } = host;
+    for (const [id, view] of this.views) {
+      if (tree.get(id) !== undefined) continue;
+      view.gone = true;
+      this.views.delete(id);
+      disconnect(view, `${view.exportName} was removed`);
+    }
+    for (const device of tree.all()) {
+      let view = this.views.get(device.id);
+      if (view === undefined) {
+        view = new ExportView(host, device.id);
+        this.views.set(device.id, view);
+      }
+      view.exportName = `${host.name}/${tree.nameOf(device)}`;
+      view.sizeBytes = device.sizeBytes;
+      view.writable = host.writable && !device.protected;
+      view.gone = !host.serving;
+      view.deviceIdentity = `${host.groupId ?? ''}:${device.id}`;
+      view.continuityIdentity = device.continuity;
+      view.description = describe(tree, device);
+    }
+  }
+
+  all(): IterableIterator<ExportView> {
+    return this.views.values();
+  }
+
+  /** By name within the group: `volume` or `volume@snapshot`. */
+  find(name: string): ExportView | undefined {
+    const device = this.host.tree.find(name);
+    return device === undefined ? undefined : this.views.get(device.id);
+  }
+
+  get(id: number): ExportView | undefined {
+    return this.views.get(id);
+  }
+
+  clientsOf(id: number): number {
+    return this.views.get(id)?.clients.size ?? 0;
+  }
+
+  disconnectDevice(id: number, reason: string): void {
+    const view = this.views.get(id);
+    if (view !== undefined) disconnect(view, reason);
+  }
+
+  disconnectAll(reason: string): void {
+    for (const view of this.views.values()) disconnect(view, reason);
+  }
+
+  /** After a change of role: clients of devices that are no longer served. */
+  disconnectUnserved(reason: string): void {
+    if (!this.host.serving) this.disconnectAll(reason);
+  }
+
+  /**
+   * Allocation of [offset, offset + length) as pairs (bytes, flags) into `out`;
+   * `done` gets the number of pairs, or −errno. Holes are what no layer has;
+   * zeros that were written as data are data.
+   */
+  extents(device: StoredDevice, reader: BlockReader, offset: number, length: number, out: Float64Array, done: (count: number) => void): void {
+    let pairs = 0;
+    let at = offset;
+    const end = offset + length;
+    const step = (): void => {
+      while (at < end) {
+        const first = blockOf(at);
+        const count = Math.min(EXTENT_STEP, blockOf(end - 1) - first + 1);
+        const missed = reader.resolve(device, first, count, this.layers);
+        if (missed !== 0) {
+          reader.loadNode(missed, (result) => {
+            if (result < 0) done(result);
+            else step();
+          });
+          return;
+        }
+        for (let i = 0; i < count; i++) {
+          const flags = this.layers[i] === 0 ? ExtentFlag.hole | ExtentFlag.zero : 0;
+          const bytes = Math.min(end, (first + i + 1) * BLOCK_BYTES) - at;
+          if (pairs > 0 && out[2 * pairs - 1] === flags) {
+            out[2 * pairs - 2] += bytes;
+          } else {
+            if (2 * pairs === out.length) {
+              done(pairs);
+              return;
+            }
+            out[2 * pairs] = bytes;
+            out[2 * pairs + 1] = flags;
+            pairs++;
+          }
+          at += bytes;
+        }
+      }
+      done(pairs);
+    };
+    step();
+  }
+}
+
+/**
+ * Brings a range into the page cache, piece by piece, through a scratch buffer
+ * of the caller's. `done` gets an errno.
+ */
+export function cacheRange(
+  arena: { alloc(bytes: number): number; release(at: number): void }, reader: BlockReader, device: StoredDevice, offset: number, length: number,
+  done: (errno: number) => void,
+): void {
+  const piece = Math.min(length, MIB);
+  const buffer = arena.alloc(Math.max(BLOCK_BYTES, piece));
+  if (buffer < 0) {
+    done(Errno.ENOMEM);
+    return;
+  }
+  let at = 0;
+  const step = (result: number): void => {
+    if (result < 0 || at >= length) {
+      arena.release(buffer);
+      done(-result);
+      return;
+    }
+    const bytes = Math.min(piece, length - at);
+    at += bytes;
+    reader.read(device, offset + at - bytes, bytes, buffer, step);
+  };
+  step(0);
+}
+
+function disconnect(view: ExportView, reason: string): void {
+  for (const client of [...view.clients]) client.disconnect(reason);
+}
+
+function describe(tree: Tree, device: Device): string {
+  const parent = tree.get(device.parent);
+  const what = device.kind === 'volume' ? 'volume' : `snapshot of ${parent === undefined ? 'a removed device' : tree.nameOf(parent)}`;
+  return `${what}; device ${device.id}; continuity ${device.continuity}`;
+}

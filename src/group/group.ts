@@ -1,0 +1,509 @@
+/**
+ * A group: volumes that share one journal, on this node (DESIGN §2).
+ *
+ * Owns: the role and its changes, the group's tick, its exports, and the bridge
+ * between requests, operations, links and the content. Must not know: NBD,
+ * sockets, HTTP.
+ */
+
+import { assert, unreachable } from '../base/assert.js';
+import { Errno, IoError, OperatorError } from '../base/errors.js';
+import type { Log } from '../base/log.js';
+import { toHex } from '../base/words.js';
+import type { SpaceStat } from '../io/io.js';
+import type { Reactor } from '../io/reactor.js';
+import type { Journal, Position } from '../journal/journal.js';
+import { WOULD_WAIT } from '../store/read.js';
+import { Content } from './content.js';
+import type { ContentOptions } from './content.js';
+import { cacheRange, Exports } from './exports.js';
+import { Follower } from './follower.js';
+import { Ingest } from './ingest.js';
+import type { EpochOperation, Operation } from './record.js';
+import { encodeMarker } from './record.js';
+import { RequestKind } from './requests.js';
+import type { RequestTable } from './requests.js';
+import type { EpochEntry, GroupRole, ReceiveResult, ReplicatedGroup } from './replica.js';
+import { Roles } from './roles.js';
+import type { RolesOptions } from './roles.js';
+import { SpaceAdmission } from './space.js';
+import { readState, writeState } from './statefile.js';
+import type { StateFile } from './statefile.js';
+import { Tree } from './tree.js';
+
+export interface GroupOptions extends Omit<ContentOptions, 'groupId'>, RolesOptions {
+  /** Role when the group is opened for the first time. */
+  readonly initialRole: 'primary' | 'secondary';
+  readonly watermarkBytes: number;
+  /** Looks at the free space; throws IoError. */
+  readonly space: (path: string) => SpaceStat;
+}
+
+const POLL_INTERVAL_US = 50_000;
+const CLOSE_WAIT_US = 1000;
+const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
+const NO_EPOCH = { number: 0, id: '0'.repeat(32) };
+
+/** What an operation did. */
+export interface Performed {
+  readonly lsn: number;
+  /** First LSN behind the marker: it is durable when `durableLsn` has reached this. */
+  readonly endLsn: number;
+  readonly dataThreadUs: number;
+}
+
+export class Group implements ReplicatedGroup {
+  readonly exports: Exports;
+  readonly space: SpaceAdmission;
+  readonly follower: Follower;
+  private readonly roles: Roles;
+  private opened: Content | undefined;
+  private ingest: Ingest | undefined;
+  private readonly cursors = new Map<string, number>();
+  private readonly appendedHooks = new Set<() => void>();
+  private readonly durableHooks = new Set<() => void>();
+  private readonly roleHooks = new Set<() => void>();
+  private durableWaits: { lsn: number; done: (error: OperatorError | undefined) => void }[] = [];
+  private readonly removeHook: () => void;
+  closed = false;
+  /** Longest time the data thread spent in one marker since start, microseconds. */
+  longestMarkerUs = 0;
+
+  private constructor(
+    private readonly reactor: Reactor,
+    readonly options: GroupOptions,
+    private readonly requests: RequestTable,
+    readonly log: Log,
+    state: StateFile,
+  ) {
+    this.roles = new Roles(reactor, options, {
+      content: () => this.opened,
+      changing: () => this.changing,
+      beginEpoch: (lossless, reason) => this.beginEpoch(lossless, reason),
+      roleChanged: () => this.roleChanged(),
+    }, log, state);
+    this.follower = new Follower(reactor, this, log);
+    this.exports = new Exports(this);
+    this.space = new SpaceAdmission(reactor, options.directory, options.watermarkBytes, options.space);
+    this.space.onChange = (refusal) => (refusal === undefined ? log.info('space is sufficient again, writes are taken') : log.error(refusal));
+    this.removeHook = reactor.onTickEnd(() => this.tick());
+    this.schedulePoll();
+  }
+
+  /** Opens or creates the group's directory. Blocking; throws CorruptionError, IoError. */
+  static open(reactor: Reactor, options: GroupOptions, requests: RequestTable, log: Log): Group {
+    const { io } = reactor;
+    const found = readState(io, options.directory);
+    if (found !== undefined) {
+      const group = new Group(reactor, options, requests, log, found);
+      if (found.groupId !== null) {
+        group.take(Content.open(reactor, group.contentOptions(found.groupId)));
+        group.roles.started(group.content, group.position);
+        group.contentChanged();
+      }
+      return group;
+    }
+    const groupId = options.initialRole === 'primary' ? toHex(io.randomBytes(16)) : null;
+    const state: StateFile = {
+      format: 1, groupId, role: options.initialRole, roleReason: 'configured when the group was first started', bootId: options.bootId, cleanStop: null,
+    };
+    const group = new Group(reactor, options, requests, log, state);
+    if (groupId !== null) {
+      group.take(Content.create(reactor, group.contentOptions(groupId), NO_EPOCH));
+      group.beginEpoch(true, 'the group was created');
+    }
+    // Last: without it a start after a crash creates the group anew, and nothing in it was ever served.
+    writeState(io, options.directory, state);
+    return group;
+  }
+
+  private contentOptions(groupId: string): ContentOptions {
+    return { ...this.options, groupId };
+  }
+
+  private take(content: Content): void {
+    this.opened = content;
+    this.ingest = new Ingest(this.reactor, {
+      content,
+      admit: (bytes) => this.space.admit(bytes, this.spaceNeeds()),
+      appended: () => this.afterAppend(),
+    }, this.requests);
+    content.journal.onDurable = () => this.afterDurable();
+    content.journal.onFailure = (error) => this.fail(error);
+    content.journal.pool.onCreated = (failure) => {
+      if (failure !== undefined) this.log.error(`the journal cannot grow: ${failure}`);
+    };
+    const { recovered } = content;
+    if (recovered.damagedSlot !== undefined) this.log.warn('a checkpoint slot was not readable; the other one was used', { slot: recovered.damagedSlot });
+    if (recovered.tornAt !== 0) this.log.info('erased what lay behind the end of the journal; nothing in it had been acknowledged as durable');
+    this.log.info('opened', {
+      lsn: content.journal.appendedLsn, checkpoint: content.checkpointer.committedAt.lsn, batches: recovered.batches, devices: content.core.tree.count,
+    });
+    this.exports.update();
+  }
+
+  // ---- identity and positions -------------------------------------------------------------------
+
+  get name(): string {
+    return this.options.name;
+  }
+
+  get role(): GroupRole {
+    return this.roles.role;
+  }
+
+  get roleReason(): string {
+    return this.roles.reason;
+  }
+
+  get groupId(): string | undefined {
+    return this.roles.groupId;
+  }
+
+  get content(): Content {
+    assert(this.opened !== undefined, `group ${this.name} has no content yet`);
+    return this.opened;
+  }
+
+  get hasContent(): boolean {
+    return this.opened !== undefined;
+  }
+
+  get changing(): boolean {
+    return this.follower.changing;
+  }
+
+  get journal(): Journal {
+    return this.content.journal;
+  }
+
+  get tree(): Tree {
+    return this.opened?.core.tree ?? Tree.empty;
+  }
+
+  get epochs(): readonly EpochEntry[] {
+    return this.opened?.core.epochs ?? [];
+  }
+
+  get position(): Position {
+    return this.opened?.journal.position ?? ZERO;
+  }
+
+  get appliedLsn(): number {
+    return this.opened?.appliedLsn ?? 0;
+  }
+
+  get stableLsn(): number {
+    const own = this.opened?.journal.durableLsn ?? 0;
+    return this.role === 'secondary' ? Math.min(own, this.follower.primaryDurableLsn) : own;
+  }
+
+  /** Writers that wait for room in the journal. */
+  get stalledCount(): number {
+    return this.ingest?.stalledCount ?? 0;
+  }
+
+  // ---- tick ---------------------------------------------------------------------------------------
+
+  private tick(): void {
+    if (this.opened === undefined || this.closed || this.changing) return;
+    if (this.role === 'primary') this.ingest!.tick();
+    this.opened.poll(this.stableLsn, this.retainedLsn());
+    this.follower.poll();
+    this.opened.journal.pool.ensureSpare(3);
+  }
+
+  /** Ticks happen only when something does; time-bound work needs a clock of its own. */
+  private schedulePoll(): void {
+    this.reactor.after(POLL_INTERVAL_US, () => {
+      if (this.closed) return;
+      if (this.space.refusal !== undefined && this.opened !== undefined) this.space.update(this.spaceNeeds());
+      this.schedulePoll();
+    });
+  }
+
+  /** Oldest LSN that a link needs; Infinity when none does. */
+  retainedLsn(): number {
+    let lowest = Infinity;
+    for (const lsn of this.cursors.values()) lowest = Math.min(lowest, lsn);
+    return lowest;
+  }
+
+  spaceNeeds(): { undestagedBytes: number; journalBytesToCome: number } {
+    const { store, journal } = this.content;
+    const { pool } = journal;
+    return { undestagedBytes: store.undestagedBytes, journalBytesToCome: (pool.maxSegments - pool.fileCount) * pool.segmentBytes };
+  }
+
+  private afterAppend(): void {
+    for (const hook of this.appendedHooks) hook();
+  }
+
+  private afterDurable(): void {
+    const lsn = this.content.journal.durableLsn;
+    this.ingest?.durable();
+    if (this.durableWaits.length > 0) {
+      const ready = this.durableWaits.filter((wait) => wait.lsn <= lsn);
+      this.durableWaits = this.durableWaits.filter((wait) => wait.lsn > lsn);
+      for (const wait of ready) wait.done(undefined);
+    }
+    for (const hook of this.durableHooks) hook();
+  }
+
+  // ---- requests -----------------------------------------------------------------------------------
+
+  submit(slot: number): void {
+    const { requests } = this;
+    const kind = requests.kind[slot];
+    if (kind === RequestKind.read || kind === RequestKind.cache) {
+      this.read(slot, kind === RequestKind.cache);
+      return;
+    }
+    if (this.role !== 'primary') {
+      // A FLUSH on a read-only node has nothing to wait for: none of its clients' writes are acknowledged here.
+      requests.complete(slot, kind === RequestKind.flush && this.role === 'secondary' ? 0 : this.role === 'secondary' ? Errno.EPERM : Errno.ESHUTDOWN);
+      return;
+    }
+    this.ingest!.submit(slot);
+  }
+
+  private read(slot: number, cacheOnly: boolean): void {
+    const { requests } = this;
+    const device = this.opened?.store.find(requests.device[slot]);
+    const offset = requests.offset[slot];
+    const length = requests.length[slot];
+    if (device === undefined || !this.serving) {
+      requests.complete(slot, Errno.ESHUTDOWN);
+      return;
+    }
+    if (offset + length > device.sizeBytes) {
+      requests.complete(slot, Errno.EINVAL);
+      return;
+    }
+    const { reader } = this.content;
+    if (cacheOnly) {
+      cacheRange(this.reactor.arena, reader, device, offset, length, (errno) => requests.complete(slot, errno));
+      return;
+    }
+    const result = reader.tryRead(device, offset, length, requests.buffer[slot]);
+    if (result === WOULD_WAIT) reader.read(device, offset, length, requests.buffer[slot], (late) => requests.complete(slot, -late));
+    else requests.complete(slot, -result);
+  }
+
+  get writable(): boolean {
+    return this.role === 'primary';
+  }
+
+  /** Whether clients may read. */
+  get serving(): boolean {
+    switch (this.role) {
+      case 'primary':
+      case 'secondary':
+        return this.opened !== undefined && !this.changing;
+      case 'recovering':
+      case 'fenced':
+      case 'stopped':
+        return false;
+      default:
+        return unreachable(this.role);
+    }
+  }
+
+  // ---- operations ---------------------------------------------------------------------------------
+
+  /**
+   * Appends and executes an operation whose preconditions hold. The caller has
+   * checked them in this same step; a contradiction now is a bug.
+   */
+  perform(operation: Operation): Performed {
+    const { io } = this.reactor;
+    const begun = io.nowUs();
+    const { journal, core } = this.content;
+    this.ingest!.flushBatch();
+    if (!journal.hasRoomForMarker) throw new OperatorError('journal/stalled', this.stallReason() ?? 'the journal is full; try again in a moment');
+    const wallMs = io.wallMs();
+    if (operation.op === 'epoch') journal.setEpoch({ number: operation.number, id: operation.id });
+    const epochId = operation.op === 'epoch' ? operation.id : core.epoch!.id;
+    const before = journal.position;
+    const at = { lsn: journal.recordLsn(0), epochId, wallMs };
+    const edit = core.tree.edit(operation, at);
+    assert(typeof edit !== 'string', `operation ${operation.op} contradicts the tree: ${String(edit)}`);
+    journal.addMarker(encodeMarker({ operation, wallMs, digest: edit.tree.digest(epochId) }));
+    const result = journal.flush();
+    if (result < 0) throw new IoError(-result, 'append to the journal of', this.options.directory);
+    if (operation.op === 'epoch') {
+      core.pushEpoch({ number: operation.number, id: operation.id, start: before, node: operation.node, lossless: operation.lossless, wallMs });
+    }
+    core.commit(edit, at);
+    this.exports.update();
+    this.afterAppend();
+    const endLsn = journal.appendedLsn;
+    journal.sync(endLsn);
+    const dataThreadUs = io.nowUs() - begun;
+    this.longestMarkerUs = Math.max(this.longestMarkerUs, dataThreadUs);
+    return { lsn: at.lsn, endLsn, dataThreadUs };
+  }
+
+  /** `done` is called when everything below `lsn` is durable here, or with why it never will be. */
+  whenDurable(lsn: number, done: (error: OperatorError | undefined) => void): void {
+    if (this.role === 'stopped') done(new OperatorError('group/stopped', this.roleReason));
+    else if (this.journal.durableLsn >= lsn) done(undefined);
+    else {
+      this.durableWaits.push({ lsn, done });
+      this.journal.sync(lsn);
+    }
+  }
+
+  private beginEpoch(lossless: boolean, reason: string): void {
+    const operation: EpochOperation = {
+      op: 'epoch', number: (this.content.core.epoch?.number ?? 0) + 1, id: toHex(this.reactor.io.randomBytes(16)), node: this.options.node, lossless, reason,
+    };
+    this.perform(operation);
+    this.log.info('begins a new epoch', { epoch: operation.number, id: operation.id, lossless, reason });
+    // Durable before anything is served in it; blocking, for nothing is served yet.
+    this.journal.syncNow();
+  }
+
+  stallReason(): string | null {
+    if (this.opened === undefined || this.ingest === undefined || (this.ingest.stalledCount === 0 && this.opened.journal.hasRoomForData)) return null;
+    let slowest: string | undefined;
+    let lowest = Infinity;
+    for (const [peer, lsn] of this.cursors) {
+      if (lsn >= lowest) continue;
+      lowest = lsn;
+      slowest = peer;
+    }
+    if (slowest !== undefined && lowest < this.opened.checkpointer.lowWater.lsn) {
+      return `the journal is full because link ${slowest} still needs it from LSN ${lowest}; writers wait. Bring ${slowest} back, or give it up with: lockstep link drop ${this.name} ${slowest}`;
+    }
+    const { lastError } = this.opened.destager;
+    if (lastError !== undefined) return `the journal is full because destaging fails: ${lastError}; writers wait until it succeeds`;
+    if (this.opened.checkpointer.lastError !== undefined) return `the journal is full because checkpoints fail: ${this.opened.checkpointer.lastError}`;
+    return 'the journal is full because it is filled faster than it is destaged; writers wait for the destager';
+  }
+
+  // ---- roles ----------------------------------------------------------------------------------------
+
+  peerAsked(peer: string, outcome: 'fetched' | 'unreachable' | 'refused'): void {
+    this.roles.peerAsked(peer, outcome);
+  }
+
+  /** A secondary becomes primary in a new epoch. Throws OperatorError. */
+  promote(reason: string): EpochEntry {
+    return this.roles.promote(reason);
+  }
+
+  fence(newer: EpochEntry, peer: string): void {
+    this.roles.fence(newer, peer);
+  }
+
+  /** `hook` runs after every change of role. Returns what removes it. */
+  onRole(hook: () => void): () => void {
+    return addHook(this.roleHooks, hook);
+  }
+
+  private roleChanged(): void {
+    if (this.role === 'stopped' || this.role === 'fenced') {
+      const stopped = this.role === 'stopped';
+      this.ingest?.stop(stopped ? Errno.EIO : Errno.ESHUTDOWN);
+      if (stopped) this.opened?.stop();
+      const waits = this.durableWaits;
+      this.durableWaits = [];
+      for (const wait of waits) wait.done(new OperatorError(stopped ? 'group/stopped' : 'role/not-primary', this.roleReason));
+    }
+    this.exports.update();
+    if (!this.serving) this.exports.disconnectAll(this.roleReason);
+    for (const hook of this.roleHooks) hook();
+  }
+
+  private fail(error: IoError): void {
+    this.roles.stop(`the journal failed: ${error.message}. Nothing more is acknowledged; restart the daemon once the disk is in order, it recovers by itself`);
+  }
+
+  // ---- receiving side -------------------------------------------------------------------------------
+
+  get notFollowing(): string | undefined {
+    return this.role === 'secondary' || this.role === 'recovering' ? undefined : `group ${this.name} is ${this.role} on this node`;
+  }
+
+  adoptGroupId(groupId: string): void {
+    assert(this.opened === undefined && this.role === 'secondary', 'only a secondary that has nothing takes an identity');
+    this.take(Content.create(this.reactor, this.contentOptions(groupId), NO_EPOCH));
+    this.roles.save({ groupId });
+    this.log.info('follows a primary for the first time', { groupId });
+  }
+
+  receive(at: number, payloadAt: number): ReceiveResult {
+    return this.follower.receive(at, payloadAt);
+  }
+
+  setPrimaryDurable(lsn: number): void {
+    this.follower.setPrimaryDurable(lsn);
+  }
+
+  onRoom(hook: () => void): () => void {
+    return this.follower.onRoom(hook);
+  }
+
+  rewind(to: Position, done: (refusal: string | undefined) => void): void {
+    this.follower.rewind(to, done);
+  }
+
+  /** Closes the content and opens it again, cut at `to`; for the follower. */
+  reopen(to: Position): void {
+    this.content.close();
+    this.opened = undefined;
+    this.take(Content.open(this.reactor, this.contentOptions(this.groupId!), to));
+    this.exports.disconnectAll('the device was taken back to an earlier state, that of its primary');
+  }
+
+  contentChanged(): void {
+    this.exports.update();
+  }
+
+  // ---- sending side ---------------------------------------------------------------------------------
+
+  setCursor(peer: string, lsn: number | undefined): void {
+    if (lsn === undefined) this.cursors.delete(peer);
+    else this.cursors.set(peer, lsn);
+  }
+
+  onAppended(hook: () => void): () => void {
+    return addHook(this.appendedHooks, hook);
+  }
+
+  onDurable(hook: () => void): () => void {
+    return addHook(this.durableHooks, hook);
+  }
+
+  // ---- end ------------------------------------------------------------------------------------------
+
+  /** Lets requests and jobs end, then calls `done`. The stop counts as clean if nothing failed. */
+  close(done: () => void): void {
+    this.exports.disconnectAll('the daemon is shutting down');
+    if (this.role === 'primary') this.ingest?.flushBatch();
+    this.ingest?.stop(Errno.ESHUTDOWN);
+    this.roles.end();
+    const { opened } = this;
+    opened?.stop();
+    const wait = (): void => {
+      if (opened !== undefined && !opened.quiet) {
+        this.reactor.after(CLOSE_WAIT_US, wait);
+        return;
+      }
+      this.closed = true;
+      this.removeHook();
+      if (opened !== undefined) {
+        if (this.role !== 'stopped' && opened.journal.syncNow() === 0) this.roles.save({ cleanStop: opened.journal.position });
+        opened.close();
+      }
+      done();
+    };
+    wait();
+  }
+}
+
+function addHook(hooks: Set<() => void>, hook: () => void): () => void {
+  hooks.add(hook);
+  return () => void hooks.delete(hook);
+}

@@ -1,0 +1,160 @@
+/**
+ * The role of this node in a group: how it starts, and what changes it
+ * (DESIGN §3, §8).
+ *
+ * Owns: role, its reason, state.json. Must not know: requests, records; it asks
+ * its host to begin an epoch and to tell everybody.
+ */
+
+import { OperatorError } from '../base/errors.js';
+import type { Log } from '../base/log.js';
+import type { Reactor } from '../io/reactor.js';
+import type { Position } from '../journal/journal.js';
+import type { Content } from './content.js';
+import type { EpochEntry, GroupRole } from './replica.js';
+import { writeState } from './statefile.js';
+import type { StateFile } from './statefile.js';
+
+export interface RolesOptions {
+  readonly name: string;
+  readonly directory: string;
+  /** Names of the peers that a primary asks after an unclean stop. */
+  readonly peers: readonly string[];
+  /** How long it waits for them, microseconds. */
+  readonly recoverWaitUs: number;
+  /** Identity of this boot of the kernel: as long as it is the same, the page cache has survived. */
+  readonly bootId: string;
+}
+
+export interface RolesHost {
+  content(): Content | undefined;
+  /** The content is being replaced. */
+  changing(): boolean;
+  /** Appends the epoch record and makes it durable. Throws IoError. */
+  beginEpoch(lossless: boolean, reason: string): void;
+  /** After every change of role. */
+  roleChanged(): void;
+}
+
+export class Roles {
+  role: GroupRole;
+  reason: string;
+  private readonly asked = new Map<string, string>();
+  private ended = false;
+
+  constructor(
+    private readonly reactor: Reactor,
+    private readonly options: RolesOptions,
+    private readonly host: RolesHost,
+    private readonly log: Log,
+    private state: StateFile,
+  ) {
+    this.role = state.role;
+    this.reason = state.roleReason;
+  }
+
+  get groupId(): string | undefined {
+    return this.state.groupId ?? undefined;
+  }
+
+  /** Durable when it returns. Throws IoError. */
+  save(change: Partial<StateFile>): void {
+    this.state = { ...this.state, ...change };
+    writeState(this.reactor.io, this.options.directory, this.state);
+  }
+
+  /** Decides what this start means for the history. The journal was recovered up to `end`. */
+  started(content: Content, end: Position): void {
+    const stop = this.state.cleanStop;
+    const clean = stop !== null && stop.lsn === end.lsn && stop.chainHi === end.chainHi && stop.chainLo === end.chainLo;
+    const sameBoot = this.state.bootId === this.options.bootId;
+    this.save({ cleanStop: null, bootId: this.options.bootId });
+    if (this.role !== 'primary') return;
+    if (content.applyProblem !== undefined) {
+      this.stop(`its own journal cannot be replayed: ${content.applyProblem}`);
+    } else if (clean) {
+      this.log.info('was stopped cleanly, goes on in the same epoch');
+    } else if (sameBoot) {
+      this.host.beginEpoch(true, 'the daemon was restarted under the same kernel: everything it had appended is still there');
+    } else if (this.options.peers.length === 0) {
+      this.host.beginEpoch(false, 'the node was not stopped cleanly and has no peers to ask');
+    } else {
+      this.role = 'recovering';
+      this.reason = `was not stopped cleanly; asks ${this.options.peers.join(', ')} for what they have of epoch ${content.core.epoch?.number ?? 0}`;
+      this.reactor.after(this.options.recoverWaitUs, () => this.endRecovering());
+    }
+  }
+
+  peerAsked(peer: string, outcome: 'fetched' | 'unreachable' | 'refused'): void {
+    if (this.role !== 'recovering') return;
+    this.asked.set(peer, outcome);
+    const open = this.options.peers.some((name) => (this.asked.get(name) ?? 'unreachable') === 'unreachable');
+    if (!open) this.endRecovering();
+  }
+
+  private endRecovering(): void {
+    if (this.role !== 'recovering' || this.ended) return;
+    const content = this.host.content();
+    if (content?.applyProblem !== undefined) {
+      this.stop(`what it fetched from its peers cannot be executed: ${content.applyProblem}`);
+      return;
+    }
+    if (this.host.changing()) {
+      this.reactor.after(10_000, () => this.endRecovering());
+      return;
+    }
+    const answers = this.options.peers.map((name) => `${name}: ${this.asked.get(name) ?? 'unreachable'}`).join(', ');
+    this.role = 'primary';
+    this.reason = `started after an unclean stop; peers: ${answers}`;
+    // Under mode async something may have been acknowledged that neither side has.
+    this.host.beginEpoch(false, `the node was not stopped cleanly (${answers})`);
+    this.host.roleChanged();
+  }
+
+  /** A secondary becomes primary in a new epoch. Throws OperatorError. */
+  promote(reason: string): EpochEntry {
+    const content = this.host.content();
+    const group = `group ${this.options.name}`;
+    if (this.role !== 'secondary') throw new OperatorError('role/not-secondary', `${group} is ${this.role} on this node; only a secondary can be promoted`);
+    if (content === undefined) {
+      throw new OperatorError('role/not-secondary', `${group} has never followed a primary, so there is nothing to promote; give a new group "role": "primary" in the configuration`);
+    }
+    if (this.host.changing()) throw new OperatorError('group/busy', `${group} is being taken back to an earlier position; try again in a moment`);
+    if (content.applyProblem !== undefined) {
+      throw new OperatorError('group/busy', `${group} holds records that it cannot execute, so promoting it would lose them: ${content.applyProblem}`);
+    }
+    // The role first: if power fails before the epoch record is durable, the start as primary appends one.
+    this.save({ role: 'primary', roleReason: reason });
+    this.role = 'primary';
+    this.reason = reason;
+    this.host.beginEpoch(false, reason);
+    this.host.roleChanged();
+    return content.core.epoch!;
+  }
+
+  fence(newer: EpochEntry, peer: string): void {
+    if (this.role === 'fenced' || this.role === 'stopped') return;
+    const reason =
+      `${peer} stands in epoch ${newer.number} (primary: ${newer.node}), this node in epoch ${this.host.content()?.core.epoch?.number ?? 0}: ` +
+      'it serves nothing, so that no write goes astray; what it has beyond the common history is kept';
+    this.log.error(`fenced: ${reason}`);
+    this.save({ role: 'fenced', roleReason: reason });
+    this.role = 'fenced';
+    this.reason = reason;
+    this.host.roleChanged();
+  }
+
+  /** Final until the daemon is restarted; not written down. */
+  stop(reason: string): void {
+    if (this.role === 'stopped') return;
+    this.role = 'stopped';
+    this.reason = reason;
+    this.log.error(`group stopped: ${reason}`);
+    this.host.roleChanged();
+  }
+
+  /** No timer of a start that is under way does anything any more. */
+  end(): void {
+    this.ended = true;
+  }
+}

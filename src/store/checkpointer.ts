@@ -1,0 +1,323 @@
+/**
+ * Makes checkpoints: exact pictures of maps and tree at one LSN (DESIGN §6).
+ *
+ * Owns: the order of the writes and the commit point. Must not know: what the
+ * group's part of a slot means, or when a position becomes stable.
+ *
+ * Steps, and what recovery finds if power fails right after each:
+ *   1. capture      (memory) roots shared, tables copied: O(devices); later changes copy what they touch
+ *   2. append       changed map nodes at the end of the map file: the old slot names a shorter length, the rest is ignored
+ *   3. fdatasync    of the map file, and fsync of the directory when the file is new: the same
+ *   4. wait         until `stable` has reached the captured LSN: nothing in a checkpoint can ever be undone
+ *   5. slot         written: torn or whole, the other slot still stands
+ *   6. fdatasync    of the slot: THE COMMIT POINT. From here recovery starts at this checkpoint
+ *   7. release      journal below the low-water mark and, after a compaction, the old map file
+ *
+ * The layers' data need no step of their own: the low-water mark is the end of
+ * the last destage round, which was durable before it was captured.
+ */
+
+import { assert } from '../base/assert.js';
+import { IoError } from '../base/errors.js';
+import { BLOCK_BYTES } from '../base/units.js';
+import { JobOp, JobTable, O, Queue } from '../io/io.js';
+import type { Reactor } from '../io/reactor.js';
+import type { Position } from '../journal/journal.js';
+import { FIRST_NODE_POSITION, MapFile } from './mapfile.js';
+import type { MapRoot } from './map.js';
+import { MapWriter } from './mapwriter.js';
+import { encodeSlot, slotPath } from './slot.js';
+import type { SlotBody } from './slot.js';
+import type { Store, StoredDeviceRow } from './store.js';
+
+/** What the checkpointer is doing. */
+type State =
+  | 'idle'
+  /** Appending map nodes. */
+  | 'writing'
+  /** fdatasync of the map file. */
+  | 'syncing'
+  /** Waits until the captured LSN is stable. */
+  | 'waiting'
+  /** Writing and fdatasyncing the slot. */
+  | 'committing'
+  /** Failed; tries again, from a new capture, after a delay. */
+  | 'retrying';
+
+export interface CheckpointerOptions {
+  readonly directory: string;
+  readonly groupId: string;
+  /** Bytes of map nodes encoded at a time: bounds the step on the data thread. */
+  readonly bufferBytes: number;
+  /** The map file is compacted when it is larger than twice its live size plus this. */
+  readonly compactSlackBytes: number;
+  readonly retryUs: number;
+}
+
+/** What the group adds to a capture. */
+export interface Capture {
+  readonly at: Position;
+  readonly lowWater: Position;
+  readonly group: unknown;
+}
+
+export class Checkpointer {
+  private state: State = 'idle';
+  private capture: Capture | undefined;
+  private roots: MapRoot[] = [];
+  private rows: [id: number, sizeBytes: number, layer: number, frozenLsn: number][] = [];
+  private layerRows: ReturnType<Store['layers']['rows']> = { next: 1, layers: [] };
+  private writer: MapWriter | undefined;
+  private target: MapFile;
+  private readonly buffer: number;
+  private busyJob = false;
+  private closed = false;
+  private released = false;
+  /** Map files by BlockMap's file bit; the one not in use is undefined. */
+  private readonly files: (MapFile | undefined)[] = [undefined, undefined];
+  /** Length of the map file right after the last compaction: an estimate of what is live. */
+  private liveBytes: number;
+
+  committedAt: Position;
+  lowWater: Position;
+  commits = 0;
+  bytesWritten = 0;
+  lastError: string | undefined;
+  onCommitted: () => void = () => undefined;
+  /** The captured LSN should become stable soon. */
+  onWaiting: (lsn: number) => void = () => undefined;
+
+  constructor(
+    private readonly reactor: Reactor,
+    private readonly store: Store,
+    private readonly options: CheckpointerOptions,
+    file: MapFile,
+    private sequence: number,
+    committedAt: Position,
+    lowWater: Position,
+  ) {
+    this.target = file;
+    this.files[0] = file;
+    this.liveBytes = file.length;
+    this.committedAt = committedAt;
+    this.lowWater = lowWater;
+    this.buffer = reactor.arena.alloc(options.bufferBytes);
+    assert(this.buffer >= 0, 'no arena room for checkpoints');
+  }
+
+  /** The map file of BlockMap's file bit 0 or 1. */
+  file(bit: number): MapFile {
+    const file = this.files[bit];
+    assert(file !== undefined, `no map file ${bit}`);
+    return file;
+  }
+
+  get busy(): boolean {
+    return this.state !== 'idle';
+  }
+
+  /** A helper job is in flight. */
+  get jobInFlight(): boolean {
+    return this.busyJob;
+  }
+
+  get mapFileBytes(): number {
+    return this.file(this.store.map.currentFile).length;
+  }
+
+  /** Starts a checkpoint of this instant; false when one is under way. */
+  begin(capture: Capture): boolean {
+    if (this.state !== 'idle' || this.closed) return false;
+    this.capture = capture;
+    this.layerRows = this.store.layers.rows();
+    this.rows = [];
+    this.roots = [];
+    for (const device of this.store.all()) {
+      this.rows.push([device.id, device.sizeBytes, device.layer, device.frozenLsn]);
+      this.roots.push(this.store.map.share(device.root));
+    }
+    const current = this.file(this.store.map.currentFile);
+    const rewrite = current.length > 2 * this.liveBytes + this.options.compactSlackBytes;
+    try {
+      this.target = rewrite ? MapFile.create(this.reactor, this.options.directory, current.number + 1, this.options.groupId) : current;
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      this.fail(error.message);
+      return true;
+    }
+    if (rewrite) this.files[1 - this.store.map.currentFile] = this.target;
+    this.writer = new MapWriter(this.store.map, this.roots, { rewrite });
+    this.state = 'writing';
+    this.pump();
+    return true;
+  }
+
+  /** Once a tick: `stable` as in Destager.poll. */
+  poll(stable: number): void {
+    if (this.state === 'waiting' && !this.closed && stable >= this.capture!.at.lsn) this.commit();
+  }
+
+  private get rewriting(): boolean {
+    return this.target !== this.files[this.store.map.currentFile];
+  }
+
+  /** Encodes up to a buffer of nodes and hands them to the helper; one job at a time. */
+  private pump(): void {
+    const writer = this.writer!;
+    const { arena } = this.reactor;
+    const bytes = writer.step(arena.view, this.buffer, this.buffer + this.options.bufferBytes, this.target.length);
+    if (bytes > 0) {
+      const position = this.target.length;
+      this.target.length += bytes;
+      this.bytesWritten += bytes;
+      this.run(new JobTable(1).add(JobOp.pwrite, this.target.fd, this.buffer, bytes, position), Queue.checkpoint, () => this.pump());
+      return;
+    }
+    if (writer.needed !== undefined) {
+      const { position, file } = writer.needed;
+      this.busyJob = true;
+      this.file(file).read(position, (node, errno) => {
+        this.busyJob = false;
+        if (this.closed) return;
+        if (errno !== 0) {
+          this.fail(new IoError(errno, `read map node at byte ${position} of`, this.file(file).path).message);
+          return;
+        }
+        writer.supply(node);
+        this.pump();
+      });
+      return;
+    }
+    assert(writer.done, 'the map writer neither wrote nor ended');
+    this.sync();
+  }
+
+  private sync(): void {
+    this.state = 'syncing';
+    const { io } = this.reactor;
+    const table = new JobTable(2).add(JobOp.fdatasync, this.target.fd, 0, 0, 0);
+    let directory = -1;
+    if (this.rewriting || this.commits === 0) {
+      directory = io.open(this.options.directory, O.RDONLY | O.DIRECTORY | O.CLOEXEC, 0);
+      if (directory < 0) {
+        this.fail(new IoError(-directory, 'open', this.options.directory).message);
+        return;
+      }
+      table.add(JobOp.fsync, directory, 0, 0, 0);
+    }
+    this.run(table, Queue.checkpoint, () => {
+      this.state = 'waiting';
+      this.onWaiting(this.capture!.at.lsn);
+    }, () => {
+      if (directory >= 0) io.close(directory);
+    });
+  }
+
+  private commit(): void {
+    this.state = 'committing';
+    const { io, arena } = this.reactor;
+    const capture = this.capture!;
+    const positions = this.writer!.rootPositions;
+    const devices = this.rows.map(([id, sizeBytes, layer, frozenLsn], i): StoredDeviceRow => [id, positions[i], sizeBytes, layer, frozenLsn]);
+    const body: SlotBody = {
+      groupId: this.options.groupId, at: capture.at, lowWater: capture.lowWater, mapFile: this.target.number, mapLength: this.target.length,
+      nextLayer: this.layerRows.next, layers: this.layerRows.layers, devices, group: capture.group,
+    };
+    const bytes = encodeSlot(this.sequence + 1, body);
+    const path = slotPath(this.options.directory, this.sequence + 1);
+    const buffer = arena.alloc(Math.max(BLOCK_BYTES, bytes.length));
+    const fd = buffer < 0 ? -12 : io.open(path, O.RDWR | O.CREAT | O.CLOEXEC, 0o600);
+    if (fd < 0) {
+      if (buffer >= 0) arena.release(buffer);
+      this.fail(new IoError(-fd, 'open checkpoint slot', path).message);
+      return;
+    }
+    arena.u8.set(bytes, buffer);
+    this.bytesWritten += bytes.length;
+    const table = new JobTable(2).add(JobOp.pwrite, fd, buffer, bytes.length, 0).add(JobOp.fdatasync, fd, 0, 0, 0);
+    this.run(table, Queue.checkpoint, () => this.committed(), () => {
+      io.close(fd);
+      arena.release(buffer);
+    });
+  }
+
+  private committed(): void {
+    const { map } = this.store;
+    const capture = this.capture!;
+    this.sequence++;
+    this.commits++;
+    const rewriting = this.rewriting;
+    this.writer!.commit();
+    this.dropRoots();
+    if (rewriting) {
+      const oldBit = this.files.findIndex((file) => file !== undefined && file !== this.target);
+      const old = this.files[oldBit]!;
+      this.files[oldBit] = undefined;
+      assert(this.files[map.currentFile] === this.target, 'the compaction flips the map file');
+      this.liveBytes = this.target.length - FIRST_NODE_POSITION;
+      old.close();
+      this.reactor.io.unlink(old.path);
+    }
+    this.committedAt = capture.at;
+    this.lowWater = capture.lowWater;
+    this.state = 'idle';
+    this.lastError = undefined;
+    this.onCommitted();
+  }
+
+  /** Runs one job; `then` on success, `finally` in any case. */
+  private run(table: JobTable, queue: (typeof Queue)['checkpoint'], then: () => void, always?: () => void): void {
+    this.busyJob = true;
+    this.reactor.submit(queue, table, (result) => {
+      this.busyJob = false;
+      always?.();
+      if (this.closed) return;
+      if (result < 0) this.fail(new IoError(-result, 'write a checkpoint in', this.options.directory).message);
+      else then();
+    });
+  }
+
+  /**
+   * Gives this checkpoint up. What was written of it counts as not written,
+   * whatever a later fsync says: the next attempt appends all of it again.
+   */
+  private fail(message: string): void {
+    this.lastError = message;
+    this.writer?.abort();
+    this.writer = undefined;
+    const other = 1 - this.store.map.currentFile;
+    const abandoned = this.files[other];
+    if (abandoned !== undefined) {
+      this.files[other] = undefined;
+      abandoned.close();
+      this.reactor.io.unlink(abandoned.path);
+    }
+    this.dropRoots();
+    this.state = 'retrying';
+    this.reactor.after(this.options.retryUs, () => {
+      if (this.state === 'retrying') this.state = 'idle';
+    });
+  }
+
+  private dropRoots(): void {
+    for (const root of this.roots) this.store.map.drop(root);
+    this.roots = [];
+  }
+
+  /** Starts nothing more; a job in flight runs out. */
+  stop(): void {
+    this.closed = true;
+  }
+
+  /** Gives everything back; the caller has waited until `jobInFlight` is false. */
+  close(): void {
+    this.closed = true;
+    if (this.released) return;
+    this.released = true;
+    assert(!this.busyJob, 'the checkpointer is closed with a job in flight');
+    this.writer?.abort();
+    this.dropRoots();
+    for (const file of this.files) file?.close();
+    this.reactor.arena.release(this.buffer);
+  }
+}

@@ -1,0 +1,237 @@
+/**
+ * Reading devices: map → layer → journal or layer file → bytes (DESIGN §5).
+ *
+ * Owns: how a byte range becomes reads of files, and waiting for what is not in
+ * memory. Must not know: requests, clients, what is being written.
+ *
+ * The depth of the snapshot tree never shows: one look-up per block names the
+ * layer, whatever its age. Neighbouring blocks that lie together are read together.
+ */
+
+import { BLOCK_BYTES } from '../base/units.js';
+import { JobOp, JobTable, Queue } from '../io/io.js';
+import type { Reactor } from '../io/reactor.js';
+import type { SegmentPool } from '../journal/segments.js';
+import type { Segment } from '../journal/segments.js';
+import type { Layer } from './layers.js';
+import type { MapFile } from './mapfile.js';
+import { fileOfRef, positionOfRef } from './map.js';
+import { blockOf } from './store.js';
+import type { Store, StoredDevice } from './store.js';
+
+/** `tryRead` could not finish without waiting. */
+export const WOULD_WAIT = 1;
+
+const EAGAIN = -11;
+const MAX_BLOCKS = 32 * 1024 * 1024 / BLOCK_BYTES + 2;
+
+/** What a block's bytes come from. */
+const Source = { zero: 0, journal: 1, file: 2 } as const;
+
+export class BlockReader {
+  private readonly layersOf = new Uint32Array(MAX_BLOCKS);
+  private readonly table = new JobTable(64);
+  /** Ranges to be zeroed: pairs (arena offset, length). */
+  private zeroRanges: number[] = [];
+  private heldSegments: Segment[] = [];
+  private heldLayers: Layer[] = [];
+  private inFlight = 0;
+  private waiters: (() => void)[] = [];
+  /** Reads that went to a helper, for metrics. */
+  missed = 0;
+
+  constructor(
+    private readonly reactor: Reactor,
+    private readonly store: Store,
+    private readonly pool: SegmentPool,
+    /** The map file that a disk reference numbers 0 or 1. */
+    private readonly mapFile: (file: number) => MapFile,
+  ) {}
+
+  /**
+   * Reads [offset, offset + length) of the device into the arena at `buffer`,
+   * if everything is in memory. Returns 0, −errno, or WOULD_WAIT.
+   */
+  tryRead(device: StoredDevice, offset: number, length: number, buffer: number): number {
+    const missed = this.plan(device, offset, length, buffer, false);
+    if (missed !== 0) return WOULD_WAIT;
+    const { io, arena } = this.reactor;
+    for (let i = 0; i < this.zeroRanges.length; i += 2) {
+      const at = this.zeroRanges[i];
+      arena.u8.fill(0, at, at + this.zeroRanges[i + 1]);
+    }
+    const rows = this.table.rows;
+    for (let row = 0, at = 0; row < this.table.count; row++, at += 5) {
+      const result = io.preadNowait(rows[at + 1], rows[at + 2], rows[at + 3], rows[at + 4]);
+      if (result === EAGAIN) return WOULD_WAIT;
+      if (result < 0) return result;
+    }
+    return 0;
+  }
+
+  /**
+   * The same, waiting for disks on a helper. `done` gets 0 or −errno, never
+   * before this returns. The device as it is now is read; writes that come
+   * later may or may not show, as NBD allows.
+   */
+  read(device: StoredDevice, offset: number, length: number, buffer: number, done: (result: number) => void): void {
+    this.missed++;
+    this.inFlight++;
+    const finish = (result: number): void => {
+      this.inFlight--;
+      done(result);
+      if (this.inFlight === 0) {
+        const waiters = this.waiters;
+        this.waiters = [];
+        for (const waiter of waiters) waiter();
+      }
+    };
+    const attempt = (): void => {
+      const missed = this.plan(device, offset, length, buffer, true);
+      if (missed !== 0) {
+        this.dropHolds();
+        this.loadNode(missed, (result) => {
+          if (result < 0) finish(result);
+          else attempt();
+        });
+        return;
+      }
+      for (let i = 0; i < this.zeroRanges.length; i += 2) {
+        const at = this.zeroRanges[i];
+        this.reactor.arena.u8.fill(0, at, at + this.zeroRanges[i + 1]);
+      }
+      const segments = this.heldSegments;
+      const layers = this.heldLayers;
+      this.heldSegments = [];
+      this.heldLayers = [];
+      this.reactor.submit(Queue.read, this.table, (result) => {
+        for (const segment of segments) segment.holds--;
+        for (const layer of layers) layer.holds--;
+        finish(result);
+      });
+    };
+    attempt();
+  }
+
+  /** Brings a map node into memory; `done` gets 0 or −errno. Damage on the disk throws CorruptionError. */
+  loadNode(handle: number, done: (result: number) => void): void {
+    const { map } = this.store;
+    const ref = map.diskRefOf(handle);
+    const file = this.mapFile(fileOfRef(ref));
+    file.read(positionOfRef(ref), (bytes, errno) => {
+      const needed = errno === 0 ? map.load(handle, ref, bytes) : 0;
+      if (needed === 0) {
+        done(-errno);
+        return;
+      }
+      const first = bytes.slice();
+      file.read(needed, (second, errnoOfSecond) => {
+        if (errnoOfSecond === 0) map.load(handle, ref, first, second);
+        done(-errnoOfSecond);
+      });
+    });
+  }
+
+  /** Reads that wait for a helper. */
+  get readsInFlight(): number {
+    return this.inFlight;
+  }
+
+  /**
+   * Calls back when every read that is in flight now has ended: then nothing
+   * reads by an older state of the maps any more.
+   */
+  whenQuiet(callback: () => void): void {
+    if (this.inFlight === 0) callback();
+    else this.waiters.push(callback);
+  }
+
+  /**
+   * Layer numbers of the blocks [first, first + count), into `out`; 0 = zero.
+   * Returns 0, or the handle of a node to load first.
+   */
+  resolve(device: StoredDevice, first: number, count: number, out: Uint32Array): number {
+    return this.store.map.resolve(device.root, first, count, out, 0);
+  }
+
+  /** Fills `table` and `zeroRanges`. Returns 0, or the handle of a map node that has to be loaded. */
+  private plan(device: StoredDevice, offset: number, length: number, buffer: number, hold: boolean): number {
+    const { store, layersOf, table } = this;
+    const first = blockOf(offset);
+    const last = blockOf(offset + length - 1);
+    const count = last - first + 1;
+    table.clear();
+    if (this.zeroRanges.length > 0) this.zeroRanges = [];
+    const missed = store.map.resolve(device.root, first, count, layersOf, 0);
+    if (missed !== 0) return missed;
+
+    let skip = offset - first * BLOCK_BYTES; // bytes of the first block that were not asked for
+    let left = length;
+    let to = buffer;
+    // The run under construction: [runTo, runTo + runBytes) comes from (runFd, runPos).
+    let runSource: number = Source.zero;
+    let runFd = -1;
+    let runPos = 0;
+    let runTo = to;
+    let runBytes = 0;
+    for (let i = 0; i < count; i++) {
+      const bytes = Math.min(BLOCK_BYTES - skip, left);
+      const number = layersOf[i];
+      let source: number = Source.zero;
+      let fd = -1;
+      let pos = 0;
+      if (number !== 0) {
+        const lsn = store.pending.get(number, first + i);
+        if (lsn !== 0) {
+          const segment = this.pool.find(lsn)!;
+          source = Source.journal;
+          fd = segment.fd;
+          pos = this.pool.filePosition(segment, lsn) + skip;
+          if (hold && (runSource !== Source.journal || runFd !== fd)) {
+            segment.holds++;
+            this.heldSegments.push(segment);
+          }
+        } else {
+          const layer = store.layers.get(number);
+          fd = store.layers.descriptor(layer);
+          // Without a file nothing was ever destaged; a block that is not pending either was never written.
+          if (fd >= 0) {
+            source = Source.file;
+            pos = (first + i) * BLOCK_BYTES + skip;
+            if (hold && (runSource !== Source.file || runFd !== fd)) {
+              layer.holds++;
+              this.heldLayers.push(layer);
+            }
+          }
+        }
+      }
+      if (runBytes > 0 && source === runSource && fd === runFd && (source === Source.zero || pos === runPos + runBytes)) {
+        runBytes += bytes;
+      } else {
+        if (runBytes > 0) this.addRun(runSource, runFd, runPos, runTo, runBytes);
+        runSource = source;
+        runFd = fd;
+        runPos = pos;
+        runTo = to;
+        runBytes = bytes;
+      }
+      to += bytes;
+      left -= bytes;
+      skip = 0;
+    }
+    this.addRun(runSource, runFd, runPos, runTo, runBytes);
+    return 0;
+  }
+
+  private addRun(source: number, fd: number, pos: number, to: number, bytes: number): void {
+    if (source === Source.zero) this.zeroRanges.push(to, bytes);
+    else this.table.add(JobOp.pread, fd, to, bytes, pos);
+  }
+
+  private dropHolds(): void {
+    for (const segment of this.heldSegments) segment.holds--;
+    for (const layer of this.heldLayers) layer.holds--;
+    this.heldSegments = [];
+    this.heldLayers = [];
+  }
+}

@@ -1,0 +1,156 @@
+/**
+ * The content of a group's devices: which layer every block belongs to, and
+ * where the bytes of a layer are now (DESIGN §5).
+ *
+ * Owns: maps, layers and pending table of all devices, and what each record does
+ * to them. Must not know: names, roles, links, when a record may be applied.
+ *
+ * Everything here happens on the data thread in the order of the journal, costs
+ * O(1) or O(blocks written), and does no I/O; reading (read.ts), destaging
+ * (destager.ts), checkpoints (checkpointer.ts) and punching (walker.ts) do.
+ */
+
+import { assert } from '../base/assert.js';
+import { BLOCK_BYTES, BLOCK_SHIFT } from '../base/units.js';
+import type { Reactor } from '../io/reactor.js';
+import { LayerTable } from './layers.js';
+import { BlockMap } from './map.js';
+import type { MapRoot, NodeSource } from './map.js';
+import { PendingTable } from './pending.js';
+
+/** The store's side of one device. */
+export interface StoredDevice {
+  readonly id: number;
+  readonly root: MapRoot;
+  sizeBytes: number;
+  /** Its current layer; 0 until the first write after a freeze. */
+  layer: number;
+  /** LSN of the last record that froze it: its next layer begins there. */
+  frozenLsn: number;
+}
+
+/** What a checkpoint keeps of a device. */
+export type StoredDeviceRow = [id: number, rootPosition: number, sizeBytes: number, layer: number, frozenLsn: number];
+
+const TWO_32 = 4294967296;
+
+/** Blocks of a byte position; positions pass 2^32, where `>>` would not do. */
+export function blockOf(bytes: number): number {
+  return bytes < TWO_32 ? bytes >>> BLOCK_SHIFT : Math.floor(bytes / BLOCK_BYTES);
+}
+
+export class Store {
+  readonly pending = new PendingTable();
+  readonly layers: LayerTable;
+  readonly map: BlockMap;
+  private readonly devices = new Map<number, StoredDevice>();
+  /** The device looked up last: requests come in runs. */
+  private lastDevice: StoredDevice | undefined;
+  /** Bytes that writes may still make the layers' files grow by; for space admission. */
+  get undestagedBytes(): number {
+    return this.pending.blocks * BLOCK_BYTES;
+  }
+
+  constructor(reactor: Reactor, layersDirectory: string, loadInner: NodeSource, mapName: string) {
+    this.layers = new LayerTable(reactor.io, layersDirectory);
+    this.map = new BlockMap(loadInner, mapName);
+  }
+
+  device(id: number): StoredDevice {
+    const last = this.lastDevice;
+    if (last !== undefined && last.id === id) return last;
+    const device = this.devices.get(id);
+    assert(device !== undefined, `device ${id} has no content`);
+    this.lastDevice = device;
+    return device;
+  }
+
+  find(id: number): StoredDevice | undefined {
+    return this.devices.get(id);
+  }
+
+  all(): IterableIterator<StoredDevice> {
+    return this.devices.values();
+  }
+
+  get deviceCount(): number {
+    return this.devices.size;
+  }
+
+  create(id: number, sizeBytes: number, lsn: number): void {
+    assert(!this.devices.has(id), `device ${id} exists`);
+    this.devices.set(id, { id, root: this.map.create(blockOf(sizeBytes)), sizeBytes, layer: 0, frozenLsn: lsn });
+  }
+
+  remove(id: number, lsn: number): void {
+    const device = this.device(id);
+    this.freeze(device, lsn);
+    this.map.drop(device.root);
+    this.devices.delete(id);
+    this.lastDevice = undefined;
+  }
+
+  /** `target` becomes what `source` is at `lsn`. O(1): both share one tree from here on. */
+  assign(target: number, source: number, lsn: number): void {
+    const to = this.device(target);
+    const from = this.device(source);
+    this.freeze(from, lsn);
+    this.freeze(to, lsn);
+    this.map.assign(to.root, from.root);
+    to.sizeBytes = from.sizeBytes;
+  }
+
+  private freeze(device: StoredDevice, lsn: number): void {
+    if (device.layer !== 0) this.layers.freeze(device.layer, lsn);
+    device.layer = 0;
+    device.frozenLsn = lsn;
+  }
+
+  /**
+   * Whole blocks [offset, offset + length) were journaled; their bytes lie at
+   * `payloadLsn`, the record at `recordLsn`.
+   */
+  write(id: number, offset: number, length: number, payloadLsn: number, recordLsn: number, epochId: string): void {
+    const device = this.device(id);
+    if (device.layer === 0) device.layer = this.layers.create(id, device.frozenLsn, epochId);
+    const first = blockOf(offset);
+    const count = blockOf(length);
+    this.map.set(device.root, first, count, device.layer, recordLsn);
+    for (let i = 0; i < count; i++) this.pending.set(device.layer, first + i, payloadLsn + i * BLOCK_BYTES);
+  }
+
+  /** Whole blocks read as zeros from here on. */
+  zero(id: number, offset: number, length: number, recordLsn: number): void {
+    const device = this.device(id);
+    this.map.clear(device.root, blockOf(offset), blockOf(length), recordLsn);
+  }
+
+  /**
+   * Recovery below the checkpoint: the maps hold this record already, only the
+   * place of its bytes must be found again. A record whose layer is gone is
+   * referred to by nothing.
+   */
+  repend(id: number, offset: number, length: number, payloadLsn: number, recordLsn: number): void {
+    const layer = this.layers.layerAt(id, recordLsn);
+    if (layer === 0) return;
+    const first = blockOf(offset);
+    const count = blockOf(length);
+    for (let i = 0; i < count; i++) this.pending.set(layer, first + i, payloadLsn + i * BLOCK_BYTES);
+  }
+
+  /** Takes the devices of a checkpoint; only for an empty store. */
+  restore(rows: readonly StoredDeviceRow[]): void {
+    assert(this.devices.size === 0, 'restore into a store in use');
+    for (const [id, rootPosition, sizeBytes, layer, frozenLsn] of rows) {
+      this.devices.set(id, { id, root: this.map.open(rootPosition, blockOf(sizeBytes)), sizeBytes, layer, frozenLsn });
+    }
+  }
+
+  /** Forgets everything in memory and closes files. */
+  close(): void {
+    for (const device of this.devices.values()) this.map.drop(device.root);
+    this.devices.clear();
+    this.lastDevice = undefined;
+    this.layers.close();
+  }
+}
