@@ -20,15 +20,25 @@ export function renderList(groups: readonly GroupDevices[]): string {
 export function renderTree(groups: readonly GroupDevices[]): string {
   return render(groups, (one) => {
     const ids = new Set(one.devices.map((device) => device.id));
-    const children = (parent: number | null): DeviceEntry[] => one.devices.filter((device) => (device.parent !== null && ids.has(device.parent) ? device.parent : null) === parent).sort((a, b) => a.creationLsn - b.creationLsn || a.id - b.id);
+    const below = new Map<number | null, DeviceEntry[]>();
+    for (const device of [...one.devices].sort((a, b) => a.creationLsn - b.creationLsn || a.id - b.id)) {
+      const parent = device.parent !== null && ids.has(device.parent) ? device.parent : null;
+      const siblings = below.get(parent);
+      if (siblings === undefined) below.set(parent, [device]);
+      else siblings.push(device);
+    }
     const rows: string[][] = [];
-    const walk = (device: DeviceEntry, prefix: string, branch: string): void => {
-      rows.push(cells(`${prefix}${branch}${branch === '' ? `${one.group}/` : ''}${device.name}`, device));
-      const below = children(device.id);
-      const deeper = branch === '' ? prefix : prefix + (branch.startsWith('└') ? '   ' : '│  ');
-      below.forEach((child, i) => walk(child, deeper, i === below.length - 1 ? '└─ ' : '├─ '));
-    };
-    for (const top of children(null)) walk(top, '', '');
+    // A stack and no recursion: chains of snapshots may be long. The last one pushed is printed next.
+    const waiting = (below.get(null) ?? []).map((device) => ({ device, name: `${one.group}/${device.name}`, indent: '' })).reverse();
+    for (let next = waiting.pop(); next !== undefined; next = waiting.pop()) {
+      const { device, name, indent } = next;
+      rows.push(cells(name, device));
+      const children = below.get(device.id) ?? [];
+      for (let i = children.length - 1; i >= 0; i--) {
+        const last = i === children.length - 1;
+        waiting.push({ device: children[i], name: `${indent}${last ? '└─ ' : '├─ '}${children[i].name}`, indent: indent + (last ? '   ' : '│  ') });
+      }
+    }
     return rows;
   });
 }

@@ -52,7 +52,7 @@ function lagText(link: LinkEntry): string {
 
 function verdict(advice: readonly Advice[], style: Style): string {
   const problems = advice.filter((one) => one.severity === 'problem').length;
-  return problems === 0 ? 'all is well' : style.alarm(count(problems, 'PROBLEM'));
+  return problems === 0 ? 'all is well' : style.alarm(count(problems, 'problem').toUpperCase());
 }
 
 function renderAdvice(advice: Advice, style: Style): string[] {
