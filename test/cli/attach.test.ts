@@ -1,0 +1,239 @@
+/** attach and detach: a real handshake over a real socket, and a kernel that remembers what it was handed. */
+import { mkdirSync, readSync, symlinkSync, writeFileSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
+import t from 'tap';
+import { OperatorError } from '../../src/base/errors.js';
+import type { AttachSystem } from '../../src/cli/commands/attach.js';
+import { REAL_SYSTEM, identifierOf } from '../../src/cli/commands/attach.js';
+import { deviceIndex } from '../../src/cli/nbd-devices.js';
+import { HANDSHAKE_ARENA_BYTES, shakeHands } from '../../src/cli/nbd-handshake.js';
+import type { NbdConnectOptions, NbdDeviceSettings } from '../../src/io/netlink.js';
+import { RealIo } from '../../src/io/real.js';
+import { nodeStatus } from '../control/fake-port.js';
+import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
+import type { Cli, Result } from './harness.js';
+import { openCli, runCli } from './harness.js';
+
+const directory = makeTempDirectory('att');
+const worker = new Worker(new URL('./nbd-servers.js', import.meta.url), { workerData: directory });
+await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
+t.teardown(async () => {
+  await worker.terminate();
+  removeTempDirectory(directory);
+});
+
+class FakeKernel {
+  readonly connected = new Map<number, NbdConnectOptions>();
+  readonly reconfigured: [number, NbdDeviceSettings][] = [];
+  readonly disconnected: number[] = [];
+  /** Called with the sockets while they are the kernel's. */
+  whileConnected: (sockets: readonly number[]) => void = () => {};
+  closed = 0;
+
+  connect(options: NbdConnectOptions): number {
+    const index = options.index ?? 0;
+    this.connected.set(index, options);
+    this.whileConnected(options.sockets);
+    return index;
+  }
+
+  reconfigure(index: number, settings: NbdDeviceSettings): void {
+    this.reconfigured.push([index, settings]);
+    this.whileConnected(settings.sockets ?? []);
+  }
+
+  disconnect(index: number): void {
+    this.disconnected.push(index);
+    this.connected.delete(index);
+  }
+
+  status(index?: number): { index: number; connected: boolean }[] {
+    const all = [0, 1, 2].map((one) => ({ index: one, connected: this.connected.has(one) }));
+    return index === undefined ? all : all.filter((one) => one.index === index);
+  }
+
+  close(): void {
+    this.closed++;
+  }
+}
+
+interface Bench {
+  readonly kernel: FakeKernel;
+  readonly system: AttachSystem;
+  /** What the kernel shows as /sys/block/nbdN/backend. */
+  backend(index: number, text: string): void;
+  run(...argv: string[]): Promise<Result>;
+}
+
+let benches = 0;
+
+function bench(): Bench {
+  const root = join(directory, `m${benches++}`);
+  const paths = { dev: join(root, 'dev'), sysBlock: join(root, 'sys') };
+  for (const path of Object.values(paths)) mkdirSync(path, { recursive: true });
+  for (const index of [0, 1, 2]) {
+    mkdirSync(join(paths.sysBlock, `nbd${index}`));
+    writeFileSync(join(paths.dev, `nbd${index}`), '');
+  }
+  const kernel = new FakeKernel();
+  const system: AttachSystem = { ...REAL_SYSTEM, openKernel: () => kernel, paths };
+  return {
+    kernel, system,
+    backend: (index, text) => writeFileSync(join(paths.sysBlock, `nbd${index}`, 'backend'), `${text}\n`),
+    run: (...argv) => runCli(argv, { attachSystem: system }),
+  };
+}
+
+const at = (name: string): string => `unix:${join(directory, name)}`;
+const ID = 'lockstep:g/vol 5f:1 ab:4096';
+
+/** Sends an NBD FLUSH and waits for its reply, as the kernel would. */
+function flushOn(fd: number): number {
+  const request = Buffer.alloc(28);
+  request.writeUInt32BE(0x25609513, 0);
+  request.writeUInt16BE(3, 6);
+  request.write('cookie!!', 8, 'latin1');
+  writeSync(fd, request);
+  const reply = Buffer.alloc(16);
+  let got = 0;
+  while (got < 16) got += readSync(fd, reply, got, 16 - got, null);
+  return reply.toString('latin1', 8) === 'cookie!!' ? reply.readUInt32BE(4) : -1;
+}
+
+t.test('the kernel is handed a blocking socket on which requests are answered', async (t) => {
+  const { kernel, run } = bench();
+  const errors: number[] = [];
+  kernel.whileConnected = (sockets) => void errors.push(...sockets.map(flushOn));
+  const result = await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good'));
+  t.strictSame(result, { code: 0, out: 'attached g/vol as /dev/nbd1: 1 MiB, blocks of 4096 bytes\n', err: '' });
+  t.strictSame(errors, [0]);
+  t.match(kernel.connected.get(1), { index: 1, sizeBytes: 2 ** 20, blockBytes: 4096, timeoutSeconds: 30, deadTimeoutSeconds: 300, identifier: ID });
+  t.equal(kernel.closed, 1);
+});
+
+t.test('options reach the kernel, and the reply says what was made', async (t) => {
+  const { kernel, run } = bench();
+  let count = 0;
+  kernel.whileConnected = (sockets) => void (count = sockets.filter((fd) => flushOn(fd) === 0).length);
+  const result = await run('--json', 'attach', 'g/vol@s', '--server', at('good'), '--block-size', '512', '--timeout', '7', '--dead-timeout', '9', '--connections', '3');
+  t.strictSame(JSON.parse(result.out), {
+    device: '/dev/nbd0', export: 'g/vol@s', server: at('good'), sizeBytes: 2 ** 20, blockBytes: 512, connections: 3, readOnly: true, reconnected: false,
+  });
+  t.equal(count, 3);
+  t.match(kernel.connected.get(0), { blockBytes: 512, timeoutSeconds: 7, deadTimeoutSeconds: 9 });
+  t.notOk('index' in (kernel.connected.get(0) ?? {}), 'the kernel picks the device');
+});
+
+t.test('without --server the daemon says where it serves, a Unix socket first', async (t) => {
+  const { kernel, system } = bench();
+  const cli: Cli = await openCli(t, { attachSystem: system });
+  cli.port.answers.status = () => nodeStatus({ listen: { nbd: ['tcp:127.0.0.1:1', at('good')], link: null } });
+  t.equal((await cli.run('attach', 'g/vol')).code, 0);
+  t.equal(kernel.connected.size, 1);
+  cli.port.answers.status = () => nodeStatus({ listen: { nbd: [], link: null } });
+  t.match(await cli.run('attach', 'g/vol'), { code: 2, err: /node alpha serves no NBD/ });
+});
+
+/** Attachments that fail before the kernel is handed anything. */
+const FAILING: readonly [string, readonly string[], RegExp][] = [
+  ['an unknown export', ['g/none', '--server', at('good')], /has no export "g\/none"; lockstep list shows what there is/],
+  ['a refused export', ['g/stopped', '--server', at('good')], /export "g\/stopped": the server refuses \(forbidden by policy\): the group is stopped/],
+  ['no socket', ['g/vol', '--server', at('nobody')], /there is no such socket; is lockstepd running/],
+  ['nobody there', ['g/vol', '--server', 'tcp:127.0.0.1:1'], /tcp:127\.0\.0\.1:1: nobody listens there/],
+  ['no NBD server', ['g/vol', '--server', at('garbage')], /this is not an NBD server/],
+  ['a server that hangs up', ['g/vol', '--server', at('closing')], /closed the connection during the handshake/],
+  ['a server that says too much', ['g/vol', '--server', at('eager')], /sent something before it was asked/],
+  ['a bad address', ['g/vol', '--server', 'ftp:x'], /--server "ftp:x" must be an address/],
+  ['many connections to a server for one', ['g/vol', '--server', at('single'), '--connections', '2'], /does not allow more than one connection to g\/vol/],
+  ['blocks finer than served', ['g/coarse', '--server', at('good'), '--block-size', '512'], /in blocks of at least 4096 bytes, not 512/],
+  ['blocks that do not fit', ['g/odd', '--server', at('good')], /not a multiple of 4096 bytes; choose a smaller --block-size/],
+];
+
+t.test('what cannot be attached is a sentence with exit code 2, and leaves nothing behind', async (t) => {
+  for (const [what, argv, words] of FAILING) {
+    const { kernel, run } = bench();
+    const result = await run('attach', ...argv);
+    t.equal(result.code, 2, what);
+    t.match(result.err, words, what);
+    t.strictSame([kernel.connected.size, kernel.closed], [0, 1], what);
+  }
+});
+
+t.test('a server that says nothing is given up after the time limit', async (t) => {
+  const io = RealIo.create({ arenaBytes: HANDSHAKE_ARENA_BYTES });
+  t.throws(() => shakeHands(io, { kind: 'unix', path: join(directory, 'silent') }, 'g/vol', 100), { code: 'server/unreachable', message: /did not answer in time; is it an NBD server/ });
+  io.dispose();
+});
+
+t.test('a kernel without nbd, or without permission, is told as such', async (t) => {
+  const { system, kernel } = bench();
+  const missing = await runCli(['attach', 'g/vol', '--server', at('good')], {
+    attachSystem: { ...system, openKernel: () => { throw new OperatorError('nbd/no-module', "the kernel's nbd module is not loaded: run modprobe nbd"); } },
+  });
+  t.match(missing, { code: 2, err: /modprobe nbd/ });
+  kernel.connect = () => { throw new OperatorError('nbd/not-root', 'to attach /dev/nbd0 needs root (CAP_SYS_ADMIN)'); };
+  t.match(await runCli(['--json', 'attach', 'g/vol', '--server', at('good')], { attachSystem: system }), { code: 2, err: /"nbd\/not-root"/ });
+});
+
+t.test('a device that is attached is not attached again', async (t) => {
+  const { kernel, run, backend } = bench();
+  await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good'));
+  t.match(await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 2, err: /\/dev\/nbd1 is attached already\n/ });
+  backend(1, ID);
+  t.match(await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 2, err: /attached already to g\/vol; if its connection died: lockstep attach --reconnect g\/vol \/dev\/nbd1/ });
+  t.equal(kernel.connected.size, 1);
+});
+
+t.test('a device is given new connections only for the same content', async (t) => {
+  const { kernel, run, backend } = bench();
+  t.match(await run('attach', '--reconnect', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 2, err: /nbd1 is not attached; attach it without --reconnect/ });
+  await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good'));
+  backend(1, ID);
+  let answered = -1;
+  kernel.whileConnected = ([fd]) => void (answered = flushOn(fd));
+  t.match(await run('attach', '--reconnect', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 0, out: /^reconnected g\/vol as \/dev\/nbd1/ });
+  t.equal(answered, 0);
+  t.match(kernel.reconfigured, [[1, { identifier: ID, timeoutSeconds: 30, deadTimeoutSeconds: 300 }]]);
+  backend(1, 'lockstep:g/changed 5f:1 ab:4096');
+  t.match(await run('attach', '--reconnect', 'g/changed', '/dev/nbd1', '--server', at('good')), { code: 2, err: /is not what \/dev\/nbd1 was attached to any more: it was restored, replaced or rewound/ });
+  t.match(await run('attach', '--reconnect', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 2, err: /attached to g\/changed, not to g\/vol/ });
+  t.equal(kernel.reconfigured.length, 1);
+});
+
+t.test('detach finds the device by its path or by what is attached to it', async (t) => {
+  const { kernel, run, backend } = bench();
+  t.match(await run('detach', '/dev/nbd1'), { code: 2, err: /nbd1 is not attached/ });
+  t.match(await run('detach', 'g/vol'), { code: 2, err: /g\/vol is attached to no device that the kernel names/ });
+  t.match(await run('detach', '/dev/sda'), { code: 2, err: /is no device/ });
+  for (const index of [1, 2]) await run('attach', 'g/vol', `/dev/nbd${index}`, '--server', at('good'));
+  t.match(await run('detach', '/dev/nbd1'), { code: 0, out: 'detached /dev/nbd1\n' });
+  backend(2, ID);
+  t.strictSame(JSON.parse((await run('--json', 'detach', 'g/vol')).out), { device: '/dev/nbd2' });
+  t.strictSame(kernel.disconnected, [1, 2]);
+  backend(1, ID);
+  t.match(await run('detach', 'g/vol'), { code: 2, err: /attached more than once \(\/dev\/nbd[12], \/dev\/nbd[12]\); name the device/ });
+});
+
+t.test('detach leaves a device alone that it cannot write back, unless forced', async (t) => {
+  const { kernel, run, system } = bench();
+  await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good'));
+  await run('attach', 'g/vol', '/dev/nbd0', '--server', at('good'));
+  const paths = { ...system.paths, dev: join(directory, 'loopdev') };
+  mkdirSync(paths.dev);
+  symlinkSync('nbd1', join(paths.dev, 'nbd1')); // opening it fails
+  const broken = (...argv: string[]): Promise<Result> => runCli(argv, { attachSystem: { ...system, paths } });
+  t.match(await broken('detach', '/dev/nbd1'), { code: 2, err: /cannot open \/dev\/nbd1 to write back what is cached .*--force/ });
+  t.match(await broken('detach', '/dev/nbd0'), { code: 2, err: /there is no \/dev\/nbd0/ });
+  t.strictSame(kernel.disconnected, []);
+  t.match(await broken('detach', '/dev/nbd1', '--force'), { code: 0 });
+  t.strictSame(kernel.disconnected, [1]);
+});
+
+t.test('device names and identifiers', async (t) => {
+  t.strictSame(['/dev/nbd0', 'nbd12', '/dev/nbd', 'nbd-1', '/dev/sda', '/dev/nbd0p1', 'nbd99999999', '/tmp/nbd0'].map(deviceIndex), [0, 12, undefined, undefined, undefined, undefined, undefined, undefined]);
+  t.equal(identifierOf('g/vol', 'device 5f:1, continuity ab:4096'), ID);
+  t.equal(identifierOf('g/vol', 'volume of 1 GiB (device 5f:1, continuity ab:4096)'), ID);
+  t.equal(identifierOf('g/vol', 'a file'), 'lockstep:g/vol');
+  t.equal(identifierOf('g/vol', undefined), 'lockstep:g/vol');
+});
