@@ -74,7 +74,12 @@ async function serve(config: Config, warnings: readonly string[]): Promise<numbe
   using lock = DirectoryLock.acquire(config.dataDirectory);
   if (lock.warning !== undefined) log.warn(lock.warning);
   log.info('starting', { version: VERSION, dataDirectory: config.dataDirectory });
-  const daemon = await runDaemon(config, log);
+  const daemon = await Promise.race([runDaemon(config, log), signal]);
+  if (typeof daemon === 'string') {
+    // Nothing is served yet, and recovery survives being cut off anywhere, as by a crash.
+    log.info('stopped while starting', { signal: daemon });
+    return EXIT_OK;
+  }
   // Observed here at once: it may fail before the race below looks at it.
   daemon.failed.catch(() => {});
   try {

@@ -1,11 +1,12 @@
 /** lockstepd's arguments, exit codes and first errors, as a process. */
-import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { OperatorError } from '../src/base/errors.js';
 import { configHelp } from '../src/config/help.js';
 import { DirectoryLock } from '../src/io/directory-lock.js';
+import { TestNode } from './harness/node.js';
 import type { Finished } from './harness/process.js';
 import { run } from './harness/process.js';
 import { makeTempDirectory, removeTempDirectory } from './harness/temp.js';
@@ -77,4 +78,34 @@ t.test('a data directory that cannot be used is a sentence', async (t) => {
   }
   mkdirSync(join(directory, 'odd', 'lock'), { recursive: true });
   t.throws(() => DirectoryLock.acquire(join(directory, 'odd')), OperatorError);
+});
+
+t.test('a daemon serves until a signal, ends with 0, and keeps a second one off', async (t) => {
+  const node = TestNode.prepare(directory, { node: 'served', nbd: { listen: [] }, metrics: { listen: 'tcp:127.0.0.1:0' } });
+  t.teardown(() => node.kill());
+  await node.start();
+  t.match(await node.command('version'), { lockstepd: /^\d/ });
+  t.equal(statSync(node.controlSocket).mode & 0o777, 0o600);
+  const second = await lockstepd('--config', join(directory, 'served.json'));
+  t.equal(second.code, 2);
+  t.match(second.stderr, `another lockstepd (process ${node.pid}) uses the data directory`);
+  t.equal((await node.lockstep('status')).code, 0, 'the first one is unharmed');
+  const port = /"metrics":"127\.0\.0\.1:(\d+)"/.exec(node.log)?.[1];
+  t.match(await (await fetch(`http://127.0.0.1:${port}/metrics`)).text(), /lockstep_info\{node="served"/);
+  await node.stop();
+  t.equal(await node.exitCode(), 0);
+  t.notOk(existsSync(node.controlSocket));
+  t.match(node.log, /"message":"stopped"/);
+});
+
+t.test('after kill -9 the lock and the socket are no obstacle', async (t) => {
+  const node = TestNode.prepare(directory, { node: 'killed', nbd: { listen: [] } });
+  t.teardown(() => node.kill());
+  await node.start();
+  await node.kill();
+  t.ok(existsSync(node.controlSocket), 'a stale socket lies there');
+  await node.start();
+  t.equal((await node.lockstep('status')).code, 0);
+  await node.stop();
+  t.equal(await node.exitCode(), 0);
 });
