@@ -7,7 +7,7 @@
  * Must not know: leaves, devices, layers.
  */
 import { assert } from '../base/assert.js';
-import { FAN_OUT, Kind } from './nodes.js';
+import { FAN_OUT, Kind, fileOfRef } from './nodes.js';
 import type { Nodes } from './nodes.js';
 
 /** Words of an inner body. */
@@ -49,6 +49,9 @@ export class Inners {
     const sourceAt = (from & 0xffff) << 2;
     const targetAt = (to & 0xffff) << 2;
     for (let i = 0; i < CHILDREN; i++) target[targetAt + i] = source[sourceAt + i];
+    // A copy must not carry a reference to the file before a compaction past the point where that one is forgotten.
+    const base = this.recordBase(copy);
+    if (base !== 0 && fileOfRef(base) !== nodes.currentFile) this.setRecordBase(copy, 0, 0, 0);
     for (let i = CHILDREN; i < WORDS; i++) {
       const child = source[sourceAt + i];
       target[targetAt + i] = child;

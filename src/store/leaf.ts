@@ -117,6 +117,18 @@ export class Leaves {
     return miss;
   }
 
+  /** The node that must be loaded before `expand` can answer; 0 = none. */
+  missing(h: number): number {
+    let at = h;
+    while (at !== 0) {
+      const kind = this.nodes.kindOf(at);
+      if (kind === Kind.none) return at;
+      if (kind < Kind.delta4) return 0;
+      at = this.baseOf(at);
+    }
+    return 0;
+  }
+
   /** Region stamps [from, to) of leaf `h` into `out` at `at`. Returns 0 or a miss. */
   stamps(h: number, from: number, to: number, out: Float64Array, at: number): number {
     if (h === 0) {

@@ -18,7 +18,10 @@ import { Inners } from './inner.js';
 import { LeafChanges } from './leafchange.js';
 import { NODE_BYTES_MAX } from './mapcodec.js';
 import { installNode } from './mapload.js';
-import { FAN_OUT, LAYER_MAX, LEAF_BLOCKS, LEAF_REGIONS, Nodes, REF_FILE, REF_FLAGS, REF_INNER, STAMP_MAX } from './nodes.js';
+import { FAN_OUT, Kind, LAYER_MAX, LEAF_BLOCKS, LEAF_REGIONS, Nodes, REF_FILE, REF_FLAGS, REF_INNER, REF_LOST, STAMP_MAX, fileOfRef, positionOfRef } from './nodes.js';
+import type { RefTable } from './reftable.js';
+
+export { fileOfRef, positionOfRef };
 
 export const DEVICE_BLOCKS_MAX = MAX_DEVICE_BYTES / BLOCK_BYTES;
 
@@ -52,10 +55,10 @@ export class BlockMap {
   readonly nodes = new Nodes();
   readonly leaves: LeafChanges;
   readonly inners: Inners;
-  /** Which of the two map files (0 or 1) new records go to; a compaction flips it when it commits. */
-  currentFile = 0;
-  /** Set while a compaction's new positions are being taken over: old reference → new reference. */
-  translateRef: ((ref: number) => number) | undefined = undefined;
+  /** Set while a compaction's new positions are being taken over. */
+  private moved: RefTable | undefined = undefined;
+  private settleHand = 0;
+  private settleEnd = 0;
   /** A writer that was neither committed nor aborted exists. */
   writing = false;
 
@@ -63,6 +66,11 @@ export class BlockMap {
   constructor(private readonly loadSync: NodeSource, readonly fileName = 'map') {
     this.leaves = new LeafChanges(this.nodes);
     this.inners = new Inners(this.nodes, (h) => this.loadNow(h));
+  }
+
+  /** Which of the two map files (0 or 1) records lie in; a compaction flips it when it commits. */
+  get currentFile(): number {
+    return this.nodes.currentFile;
   }
 
   // ---- whole devices, all O(1) or O(height) ----------------------------------------------------
@@ -104,9 +112,10 @@ export class BlockMap {
     root.handle = 0;
   }
 
-  /** Takes apart at most `maxNodes` nodes of dropped trees; true while there are more. */
+  /** Background work, in steps of about `maxNodes` nodes: takes dropped trees apart; true while there is more. */
   reclaim(maxNodes: number): boolean {
-    return this.nodes.reclaim(maxNodes);
+    const moving = this.settle(maxNodes * FAN_OUT);
+    return this.nodes.reclaim(maxNodes) || moving;
   }
 
   /**
@@ -235,6 +244,16 @@ export class BlockMap {
     return h;
   }
 
+  /** As `descend`, reading paged-out inner nodes at once: ends at the leaf, or at ZERO. */
+  descendLoading(root: MapRoot, leaf: number): number {
+    let h = this.descend(root, leaf);
+    while (this.level > 0 && h !== 0) {
+      this.inners.ensure(h);
+      h = this.descend(root, leaf);
+    }
+    return h;
+  }
+
   private changeRange(root: MapRoot, first: number, end: number, layer: number, stamp: number): void {
     for (let block = first; block < end; ) {
       const leaf = Math.floor(block / LEAF_BLOCKS);
@@ -297,8 +316,9 @@ export class BlockMap {
 
   /** Where a missed node lies on disk: decode with positionOfRef and fileOfRef, hand back to `load`. */
   diskRefOf(h: number): number {
-    const ref = this.nodes.diskRefOf(h);
-    assert(ref !== 0, 'only a node on disk is missed');
+    let ref = this.nodes.diskRefOf(h);
+    if (this.moved !== undefined) ref = this.translate(h, ref);
+    assert(ref !== 0 && ref !== REF_LOST, 'only a node on disk is missed');
     return ref;
   }
 
@@ -310,7 +330,7 @@ export class BlockMap {
    * Throws CorruptionError.
    */
   load(h: number, ref: number, bytes: Uint8Array, second?: Uint8Array): number {
-    if (this.nodes.refsOf(h) === 0 || this.nodes.wordOf(h) !== 0 || this.nodes.diskRefOf(h) !== ref) return 0;
+    if (this.nodes.refsOf(h) === 0 || this.nodes.wordOf(h) !== 0 || this.diskRefOf(h) !== ref) return 0;
     return installNode(this, h, bytes, second);
   }
 
@@ -327,7 +347,48 @@ export class BlockMap {
   /** A handle for a record on disk whose body is not in memory. */
   stub(ref: number, top: number): number {
     if (ref === 0) return 0;
-    return this.nodes.add(this.translateRef === undefined ? ref : this.translateRef(ref), top);
+    return this.nodes.add(ref, top);
+  }
+
+  // ---- after a compaction --------------------------------------------------------------------------
+
+  /**
+   * Takes over the positions of a committed compaction: from now on every
+   * reference is of the new file. References are exchanged when they are asked
+   * for, and by `settle` in the background.
+   */
+  beginTranslation(moved: RefTable): void {
+    this.nodes.currentFile = 1 - this.currentFile;
+    this.moved = moved;
+    this.settleHand = 1;
+    this.settleEnd = this.nodes.handleLimit;
+  }
+
+  /** Exchanges the references of at most `maxHandles` handles; true while there are more. */
+  settle(maxHandles: number): boolean {
+    if (this.moved === undefined) return false;
+    const end = Math.min(this.settleEnd, this.settleHand + maxHandles);
+    for (let h = this.settleHand; h < end; h++) {
+      if (this.nodes.refsOf(h) === 0) continue;
+      const ref = this.translate(h, this.nodes.diskRefOf(h));
+      if (this.nodes.kindOf(h) !== Kind.inner) continue;
+      const base = this.inners.recordBase(h);
+      if (base === 0 || fileOfRef(base) === this.currentFile) continue;
+      // Compaction writes full records only, so a clean node builds on its own; a dirty one starts afresh.
+      this.inners.setRecordBase(h, ref === 0 || ref === REF_LOST ? 0 : ref - REF_INNER, 0, 0);
+    }
+    this.settleHand = end;
+    if (end < this.settleEnd) return true;
+    this.moved = undefined;
+    return false;
+  }
+
+  private translate(h: number, ref: number): number {
+    if (ref === 0 || ref === REF_LOST || fileOfRef(ref) === this.currentFile) return ref;
+    const moved = this.moved!.get(ref);
+    const now = moved === 0 ? REF_LOST : moved;
+    this.nodes.setDiskRef(h, now);
+    return now;
   }
 
   private loadNow(h: number): void {
@@ -341,16 +402,6 @@ export class BlockMap {
     }
     assert(this.nodes.wordOf(h) !== 0, 'two records make an inner node');
   }
-}
-
-/** Position in the map file of a disk reference. */
-export function positionOfRef(ref: number): number {
-  return ref - (ref % REF_FLAGS);
-}
-
-/** Map file (0 or 1) of a disk reference; differs from `currentFile` only while a compaction commits. */
-export function fileOfRef(ref: number): number {
-  return ref % REF_FLAGS & REF_FILE ? 1 : 0;
 }
 
 function checkSize(sizeBlocks: number): void {

@@ -112,7 +112,7 @@ function checkNode(map: BlockMap, h: number, level: number, below: (h: number, l
     assert(content.stamps[region] !== 0 || inRegion === 16, 'a region that is cleared has all its blocks in the delta');
     entries += inRegion;
   }
-  assert(kind === Kind.dense ? entries < LEAF_BLOCKS : entries === leaves.countOf(h) && entries <= DELTA_CAPACITY[kind], 'a delta fits its class');
+  assert(kind === Kind.dense ? entries <= LEAF_BLOCKS : entries === leaves.countOf(h) && entries <= DELTA_CAPACITY[kind], 'a delta fits its class');
   below(base, 0);
 }
 

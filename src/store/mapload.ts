@@ -17,7 +17,7 @@ const decoded = newDecoded();
 /** See BlockMap.load; `h` has no body. */
 export function installNode(map: BlockMap, h: number, bytes: Uint8Array, second: Uint8Array | undefined): number {
   const { nodes, leaves } = map;
-  const ref = nodes.diskRefOf(h);
+  const ref = map.diskRefOf(h);
   const flags = ref % REF_FLAGS;
   const position = ref - flags;
   const file = flags & REF_FILE;

@@ -42,6 +42,8 @@ export const REF_FILE = 2;
 /** Flag of a disk reference: the record is an inner node. */
 export const REF_INNER = 4;
 export const REF_FLAGS = 8;
+/** Reference of a node that a compaction did not reach: nobody can come to need it. */
+export const REF_LOST = 2 ** 52;
 
 /*
  * Bodies, in u32 words / f64 words of the slot:
@@ -72,6 +74,16 @@ export function kindOfWord(word: number): number {
   return (word >>> 28) & 7;
 }
 
+/** Position in the map file of a disk reference. */
+export function positionOfRef(ref: number): number {
+  return ref - (ref % REF_FLAGS);
+}
+
+/** Map file (0 or 1) of a disk reference. */
+export function fileOfRef(ref: number): number {
+  return ref % REF_FLAGS & REF_FILE ? 1 : 0;
+}
+
 export class Nodes {
   readonly slabs = new Slabs(SLOT_UNITS);
   private readonly refs: Uint32Array[] = [];
@@ -90,9 +102,11 @@ export class Nodes {
   liveCount = 0;
   /** Dropped inner nodes that wait to be taken apart. */
   pendingCount = 0;
-  /** Clean nodes with a position in [from, to) of the current file must stay in memory: a writer may still have to take them back. */
-  pinnedFrom = 0;
-  pinnedTo = 0;
+  /** Which of the two map files (0 or 1) new records go to; a compaction flips it when it commits. */
+  currentFile = 0;
+  /** See `pin`. */
+  private pinnedFrom = Infinity;
+  private pinnedFile = 0;
 
   constructor() {
     this.addHandleChunk();
@@ -154,7 +168,7 @@ export class Nodes {
 
   /** Gives the clock a reason to keep this body for one more round. */
   touch(h: number, word: number): void {
-    if (word >= 0) this.words[h >>> HANDLE_SHIFT][h & HANDLE_MASK] = word | REFERENCED;
+    if (word > 0) this.words[h >>> HANDLE_SHIFT][h & HANDLE_MASK] = word | REFERENCED;
   }
 
   /** A new handle with one reference, no body, and `ref` as its place on disk. */
@@ -277,9 +291,23 @@ export class Nodes {
     return this.memoryBytes <= targetBytes;
   }
 
+  /** Nodes whose record lies at `position` or behind it in map file `file` stay in memory: their writer may have to take them back. */
+  pin(position: number, file: number): void {
+    this.pinnedFrom = position;
+    this.pinnedFile = file * REF_FILE;
+  }
+
+  unpin(): void {
+    this.pinnedFrom = Infinity;
+  }
+
+  isPinnedRef(ref: number): boolean {
+    return ref >= this.pinnedFrom && (ref % REF_FLAGS & REF_FILE) === this.pinnedFile;
+  }
+
   private isEvictable(h: number, word: number): boolean {
     const ref = this.diskRefOf(h);
-    if (ref === 0 || (ref >= this.pinnedFrom && ref < this.pinnedTo)) return false;
+    if (ref === 0 || this.isPinnedRef(ref)) return false;
     if (kindOfWord(word) !== Kind.inner) return true;
     const u32 = this.slabs.u32[(word >>> 16) & 0xfff];
     const at = ((word & 0xffff) << 2) + 4;

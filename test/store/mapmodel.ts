@@ -87,18 +87,24 @@ export class MemoryFile {
   };
 }
 
-/** Repeats `ask` until it misses nothing, loading what it misses from `files` (index: file of the reference). */
+/** Loads a node that was missed, from `files` (index: file of its reference). */
+export function load(map: BlockMap, files: readonly MemoryFile[], missed: number): void {
+  const ref = map.diskRefOf(missed);
+  const file = files[fileOfRef(ref)];
+  const bytes = file.read(positionOfRef(ref));
+  const second = map.load(missed, ref, bytes);
+  if (second !== 0) assert(map.load(missed, ref, bytes, file.read(second)) === 0, 'two records are enough');
+}
+
+/** Repeats `ask` until it misses nothing. */
 export function withLoads(map: BlockMap, files: readonly MemoryFile[], ask: () => number): void {
   for (let guard = 0; guard < 100000; guard++) {
     const miss = ask();
     if (miss === 0) return;
-    const ref = map.diskRefOf(miss);
-    const file = files[fileOfRef(ref)];
-    const bytes = file.read(positionOfRef(ref));
-    const second = map.load(miss, ref, bytes);
-    if (second !== 0) assert(map.load(miss, ref, bytes, file.read(second)) === 0, 'two records are enough');
+    load(map, files, miss);
   }
-  throw new Error('loading does not end');
+  const miss = ask();
+  throw new Error(`loading does not end: ${miss} kind ${map.nodes.kindOf(miss)} ref ${map.nodes.diskRefOf(miss)} ${map.diskRefOf(miss)}`);
 }
 
 export function compare(map: BlockMap, root: MapRoot, model: FlatDevice, files: readonly MemoryFile[], first = 0, count = root.sizeBlocks): void {
