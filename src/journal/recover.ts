@@ -75,6 +75,7 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
   try {
     while (!ended) {
       live.push(segment);
+      segment.endLsn = position.lsn;
       let why = '';
       let loaded = 0; // window holds [windowPos, windowPos + loaded) of the segment
       let windowPos = 0;

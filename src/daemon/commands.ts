@@ -1,0 +1,201 @@
+/**
+ * The data thread's half of the control port: carries requests out and answers
+ * each exactly once.
+ *
+ * Owns: the mapping from requests to groups, waiting for durable and applied.
+ * Must not know: HTTP, message ports.
+ */
+
+import { unreachable } from '../base/assert.js';
+import { OperatorError } from '../base/errors.js';
+import type { ControlReplies, ControlRequest, MetricSample, Waiting } from '../control/port.js';
+import type { OperationReply } from '../control/schema.js';
+import type { Group } from '../group/group.js';
+import type { Performed } from '../group/group.js';
+import { planCreate, planRemove, planRestore, planSnapshot } from '../group/operations.js';
+import type { Operation } from '../group/record.js';
+import type { DataPath } from './datapath.js';
+import { journalPage } from './journal-page.js';
+import { deviceEntry, nodeStatus } from './status.js';
+
+type Reply = ControlReplies[keyof ControlReplies];
+/** Exactly one of the two is called, now or in a later tick. */
+export interface Answer {
+  done(reply: Reply): void;
+  failed(error: unknown): void;
+}
+
+const FLUSH_POLL_US = 2000;
+
+export class Commands {
+  constructor(private readonly path: DataPath, private readonly startedMs: number) {}
+
+  /** Carries `request` out. Throws nothing: errors go to `answer.failed`. */
+  handle(request: ControlRequest, answer: Answer): void {
+    try {
+      this.dispatch(request, answer);
+    } catch (error) {
+      answer.failed(error);
+    }
+  }
+
+  private dispatch(request: ControlRequest, answer: Answer): void {
+    switch (request.op) {
+      case 'status':
+        answer.done(nodeStatus(this.path, this.startedMs));
+        return;
+      case 'devices': {
+        const group = this.group(request.group);
+        answer.done({ group: group.name, lsn: group.appliedLsn, devices: [...group.tree.all()].map((device) => deviceEntry(group, device)) });
+        return;
+      }
+      case 'links':
+        answer.done({ group: request.group, links: this.path.links.status(this.group(request.group).name) });
+        return;
+      case 'linkDrop':
+        answer.done(this.path.links.drop(this.group(request.group), request.peer));
+        return;
+      case 'create': {
+        const group = this.primary(request.group);
+        this.perform(group, planCreate(judged(group), request.name, request.sizeBytes), request.name, request, answer);
+        return;
+      }
+      case 'snapshot': {
+        const group = this.primary(request.group);
+        const operation = planSnapshot(judged(group), request.source, request.name);
+        this.perform(group, operation, `${request.source.split('@')[0]}@${request.name}`, request, answer);
+        return;
+      }
+      case 'restore': {
+        const group = this.primary(request.group);
+        const { operation, disconnect } = planRestore(judged(group), request.target, request.source, request.force);
+        for (const id of disconnect) group.exports.disconnectDevice(id, `${group.name}/${request.target} is being restored`);
+        this.perform(group, operation, request.target, request, answer);
+        return;
+      }
+      case 'remove': {
+        const group = this.primary(request.group);
+        const { operation, disconnect } = planRemove(judged(group), request.device, request.withSnapshots, request.force);
+        for (const id of disconnect) group.exports.disconnectDevice(id, `${group.name}/${request.device} is being removed`);
+        this.perform(group, operation, undefined, request, answer);
+        return;
+      }
+      case 'promote':
+        this.promote(this.group(request.group), request.force, answer);
+        return;
+      case 'flush':
+        this.flush(this.group(request.group), request.upTo, answer);
+        return;
+      case 'journal':
+        journalPage(this.path.reactor, this.group(request.group), request, answer);
+        return;
+      case 'metrics':
+        answer.done({ samples: this.metrics() });
+        return;
+      default:
+        unreachable(request);
+    }
+  }
+
+  private group(name: string): Group {
+    const group = this.path.blocks.group(name);
+    if (group !== undefined) return group;
+    const broken = this.path.broken.find((one) => one.name === name);
+    if (broken !== undefined) throw new OperatorError('group/stopped', `group ${name} could not be opened: ${broken.problem}`);
+    throw new OperatorError('group/not-found', `this node has no group ${name}; lockstep status names those it has`);
+  }
+
+  private primary(name: string): Group {
+    const group = this.group(name);
+    if (group.role === 'primary') return group;
+    if (group.role === 'secondary') {
+      throw new OperatorError('role/not-primary', `group ${name} is secondary on this node: ask its primary, or promote this node with: lockstep promote ${name}`);
+    }
+    throw new OperatorError(group.role === 'stopped' ? 'group/stopped' : 'role/not-primary', `group ${name} is ${group.role} on this node: ${group.roleReason}`);
+  }
+
+  private perform(group: Group, operation: Operation, changed: string | undefined, waiting: Waiting, answer: Answer): void {
+    const performed = group.perform(operation);
+    const reply = (waited: OperationReply['waited'], notice: string | null): OperationReply => {
+      const device = changed === undefined ? undefined : group.tree.find(changed);
+      return { lsn: performed.lsn, device: device === undefined ? null : deviceEntry(group, device), dataThreadUs: performed.dataThreadUs, waited, notice };
+    };
+    group.whenDurable(performed.endLsn, (error) => {
+      if (error !== undefined) answer.failed(error);
+      else if (waiting.wait === 'durable') answer.done(reply('durable', null));
+      else this.whenApplied(group, performed, waiting, (notice) => answer.done(reply(notice === null ? 'applied' : 'durable', notice)));
+    });
+  }
+
+  private whenApplied(group: Group, performed: Performed, waiting: Waiting, done: (notice: string | null) => void): void {
+    this.path.links.whenApplied(group.name, performed.endLsn, waiting.waitSeconds * 1e6, done);
+  }
+
+  private promote(group: Group, force: boolean, answer: Answer): void {
+    const connected = this.path.links.connectedPrimary(group.name);
+    if (connected !== undefined && !force && group.role === 'secondary') {
+      throw new OperatorError('role/not-secondary',
+        `${connected} is primary of group ${group.name} and connected; stop it first, or use --force: then both would take writes until it meets this node's new epoch`);
+    }
+    const epoch = group.promote('promoted by an operator');
+    answer.done({ lsn: epoch.start.lsn, epoch: { number: epoch.number, id: epoch.id, lossless: epoch.lossless }, notice: null });
+  }
+
+  private flush(group: Group, upTo: 'durable' | 'destaged' | 'checkpoint', answer: Answer): void {
+    const { content } = group;
+    const lsn = content.appliedLsn;
+    group.whenDurable(content.journal.appendedLsn, (error) => {
+      if (error !== undefined) {
+        answer.failed(error);
+        return;
+      }
+      if (upTo === 'durable') {
+        answer.done({ lsn, upTo });
+        return;
+      }
+      const { reactor } = this.path;
+      const poll = (): void => {
+        if (group.role === 'stopped' || group.closed) {
+          answer.failed(new OperatorError('group/stopped', group.roleReason));
+          return;
+        }
+        if (content.store.pending.blocks > 0 && content.destagedLsn < lsn) {
+          content.destager.request();
+        } else if (upTo === 'destaged' || content.checkpointer.committedAt.lsn >= lsn) {
+          answer.done({ lsn, upTo });
+          return;
+        } else {
+          content.requestCheckpoint();
+        }
+        reactor.again();
+        reactor.after(FLUSH_POLL_US, poll);
+      };
+      poll();
+    });
+  }
+
+  private metrics(): MetricSample[] {
+    const samples: MetricSample[] = [];
+    for (const group of this.path.blocks.all()) {
+      const labels = { group: group.name };
+      const add = (name: string, help: string, type: MetricSample['type'], value: number): void => void samples.push({ name, help, type, labels, value });
+      if (!group.hasContent) continue;
+      const { journal, destager, checkpointer, reader } = group.content;
+      add('journal_records_total', 'Records appended since start', 'counter', journal.appendedRecords);
+      add('journal_batches_total', 'Batches appended since start', 'counter', journal.appendedBatches);
+      add('journal_syncs_total', 'fdatasyncs of the journal since start', 'counter', journal.syncCount);
+      add('destage_blocks_total', 'Blocks written to layer files since start', 'counter', destager.blocksWritten);
+      add('destage_rounds_total', 'Destage rounds since start', 'counter', destager.roundsDone);
+      add('checkpoints_total', 'Checkpoints committed since start', 'counter', checkpointer.commits);
+      add('read_misses_total', 'Reads that had to wait for a disk', 'counter', reader.missed);
+      add('marker_longest_seconds', 'Longest time the data thread spent in one operation since start', 'gauge', group.longestMarkerUs / 1e6);
+    }
+    const arena = this.path.reactor.arena;
+    samples.push({ name: 'arena_used_bytes', help: 'Memory of requests and replies under way', type: 'gauge', labels: {}, value: arena.usedBytes });
+    return samples;
+  }
+}
+
+function judged(group: Group): { group: string; tree: Group['tree']; exports: Group['exports'] } {
+  return { group: group.name, tree: group.tree, exports: group.exports };
+}

@@ -1,0 +1,160 @@
+/**
+ * Everything that lives on the data thread, put together over an `Io`: groups,
+ * NBD server, links. The same graph runs in the worker over the real system and
+ * in the simulator over a fake one.
+ *
+ * Owns: construction and the order of the end. Must not know: threads, HTTP.
+ */
+
+import type { Address } from '../base/address.js';
+import { formatAddress } from '../base/address.js';
+import { CorruptionError, IoError } from '../base/errors.js';
+import type { Log } from '../base/log.js';
+import { BLOCK_BYTES, KIB, MIB } from '../base/units.js';
+import type { Config, GroupConfig } from '../config/schema.js';
+import { NodeBlocks } from '../group/blocks.js';
+import { Group } from '../group/group.js';
+import type { GroupOptions } from '../group/group.js';
+import { RequestTable } from '../group/requests.js';
+import { mkdirs } from '../io/file.js';
+import type { SpaceStat } from '../io/io.js';
+import type { Reactor } from '../io/reactor.js';
+import { MAX_BATCH_PAYLOAD } from '../journal/format.js';
+import { NbdServer } from '../nbd/server.js';
+import type { Listener } from '../nbd/listener.js';
+import { Links } from './links.js';
+
+/** What the simulator makes smaller. */
+export interface Scale {
+  readonly requestSlots: number;
+  readonly destageBufferBytes: number;
+  readonly checkpointBufferBytes: number;
+  readonly maxBatchPayload: number;
+  readonly compactSlackBytes: number;
+  /** A destage round starts when this part of the journal is pending ... */
+  readonly destageFraction: number;
+  /** ... or this long after the first pending block, microseconds. */
+  readonly destageUs: number;
+  readonly retryUs: number;
+}
+
+export const DEFAULT_SCALE: Scale = {
+  requestSlots: 16384,
+  destageBufferBytes: MIB,
+  checkpointBufferBytes: 64 * KIB,
+  maxBatchPayload: MAX_BATCH_PAYLOAD,
+  compactSlackBytes: 64 * MIB,
+  destageFraction: 0.25,
+  destageUs: 5_000_000,
+  retryUs: 1_000_000,
+};
+
+/** What the data path is given beside its configuration. */
+export interface Surroundings {
+  readonly bootId: string;
+  readonly space: (path: string) => SpaceStat;
+  readonly scale?: Scale;
+  /** False: no NBD listeners (simulations that submit requests themselves). */
+  readonly serveNbd?: boolean;
+}
+
+/** A group whose directory could not be opened; the others are served. */
+export interface BrokenGroup {
+  readonly name: string;
+  readonly problem: string;
+}
+
+export class DataPath {
+  readonly blocks: NodeBlocks;
+  readonly nbd: NbdServer;
+  readonly links: Links;
+  readonly broken: BrokenGroup[] = [];
+  private readonly nbdListeners: { address: Address; listener: Listener }[] = [];
+  private closing = false;
+
+  private constructor(readonly reactor: Reactor, readonly config: Config, readonly log: Log, private readonly surroundings: Surroundings) {
+    const scale = surroundings.scale ?? DEFAULT_SCALE;
+    this.blocks = new NodeBlocks(new RequestTable(scale.requestSlots));
+    for (const group of config.groups) this.openGroup(group, scale);
+    // After the groups: a tick appends and applies before it sends replies.
+    this.links = new Links(reactor, config, [...this.blocks.all()], log);
+    this.nbd = new NbdServer({
+      reactor, service: this.blocks, log: log.child({ part: 'nbd' }),
+      limits: { maxConnections: config.nbd.maxConnections, handshakeTimeoutMs: config.nbd.handshakeSeconds * 1000 },
+    });
+  }
+
+  /** Opens everything; blocking. A group that cannot be opened is reported in `broken`. Throws IoError for listeners. */
+  static open(reactor: Reactor, config: Config, log: Log, surroundings: Surroundings): DataPath {
+    mkdirs(reactor.io, `${config.dataDirectory}/groups`);
+    const path = new DataPath(reactor, config, log, surroundings);
+    path.links.start();
+    if (surroundings.serveNbd !== false) {
+      for (const address of config.nbd.listen) path.nbdListeners.push({ address, listener: path.nbd.listen(address) });
+    }
+    return path;
+  }
+
+  private openGroup(group: GroupConfig, scale: Scale): void {
+    const log = this.log.child({ group: group.name });
+    const directory = `${this.config.dataDirectory}/groups/${group.name}`;
+    try {
+      mkdirs(this.reactor.io, directory);
+      this.blocks.add(Group.open(this.reactor, this.groupOptions(group, directory, scale), this.blocks.requests, log));
+    } catch (error) {
+      if (!(error instanceof CorruptionError) && !(error instanceof IoError)) throw error;
+      this.broken.push({ name: group.name, problem: error.message });
+      log.error(`cannot be opened and is not served: ${error.message}`);
+    }
+  }
+
+  private groupOptions(group: GroupConfig, directory: string, scale: Scale): GroupOptions {
+    const maxSegments = Math.floor(group.journal.size / group.journal.segmentSize);
+    return {
+      name: group.name,
+      node: this.config.node,
+      directory,
+      initialRole: group.role,
+      peers: group.peers.filter((peer) => peer.address !== undefined).map((peer) => peer.node),
+      recoverWaitUs: group.recoverWait * 1e6,
+      bootId: this.surroundings.bootId,
+      watermarkBytes: group.store.freeSpaceWatermark,
+      space: this.surroundings.space,
+      journal: {
+        segmentBytes: group.journal.segmentSize, maxSegments, syncBytes: group.journal.syncBytes, syncUs: group.journal.syncMilliseconds * 1000,
+        maxBatchPayload: scale.maxBatchPayload,
+      },
+      destager: {
+        startBlocks: Math.max(1, Math.floor((group.journal.size * scale.destageFraction) / BLOCK_BYTES)), startUs: scale.destageUs,
+        bufferBytes: scale.destageBufferBytes, retryUs: scale.retryUs,
+      },
+      checkpointer: { bufferBytes: scale.checkpointBufferBytes, compactSlackBytes: scale.compactSlackBytes, retryUs: scale.retryUs },
+      checkpointBytes: group.store.checkpointBytes,
+      checkpointUs: group.store.checkpointSeconds * 1e6,
+      mapMemoryBytes: group.store.mapMemory,
+    };
+  }
+
+  /** Addresses as bound. */
+  listening(): { nbd: string[]; link: string | null } {
+    const nbd = this.nbdListeners.map(({ address, listener }) => (address.kind === 'tcp' ? formatAddress({ ...address, port: listener.port }) : formatAddress(address)));
+    return { nbd, link: this.links.listening() };
+  }
+
+  /** Clients are answered and disconnected, links closed, groups stopped cleanly; then `done`. */
+  close(done: () => void): void {
+    if (this.closing) return;
+    this.closing = true;
+    this.nbd.closeThen(() => {
+      this.links.close();
+      const groups = [...this.blocks.all()];
+      let open = groups.length;
+      if (open === 0) done();
+      for (const group of groups) {
+        group.close(() => {
+          if (--open === 0) done();
+        });
+      }
+    });
+  }
+}
