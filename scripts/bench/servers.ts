@@ -41,7 +41,7 @@ export async function startServer(name: ServerName, options: ServerOptions): Pro
 
 // ---- Lockstep ---------------------------------------------------------------
 
-const JOURNAL = { journalSize: '1G', segmentSize: '64M' };
+const JOURNAL = { journalSize: '4G', segmentSize: '64M' };
 
 async function tcpAddress(transport: 'unix' | 'tcp'): Promise<string | undefined> {
   return transport === 'tcp' ? `tcp:127.0.0.1:${await freePort()}` : undefined;

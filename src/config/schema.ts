@@ -124,10 +124,10 @@ const Metrics = z.strictObject({
 });
 
 const Journal = z.strictObject({
-  size: size({ min: 4 * MIB, max: 16 * TIB, multiple: MIB }, 'disk space of the journal; what a secondary may lag, and what may wait to be destaged').default(GIB),
-  segmentSize: size({ min: MIB, max: 4 * GIB, multiple: MIB }, `size of one segment file; the journal has at least ${MIN_SEGMENTS}`).default(64 * MIB),
-  syncBytes: size({ min: 64 * KIB, max: 16 * GIB }, 'the journal is made durable at the latest after this many appended bytes').default(32 * MIB),
-  syncMilliseconds: integer(1, 60_000, 'milliseconds', 'and at the latest after this time').default(200),
+  size: size({ min: 32 * MIB, max: 16 * TIB, multiple: MIB }, 'disk space of the journal; what a secondary may lag, and what may wait to be destaged; segments are made as they are needed').default(4 * GIB),
+  segmentSize: size({ min: 8 * MIB, max: 4 * GIB, multiple: MIB }, `size of one segment file; the journal has at least ${MIN_SEGMENTS}`).default(64 * MIB),
+  syncBytes: size({ min: 64 * KIB, max: 16 * GIB }, 'the journal is made durable at the latest after this many appended bytes').default(512 * MIB),
+  syncMilliseconds: integer(1, 60_000, 'milliseconds', 'and at the latest after this time').default(1000),
 });
 
 const Store = z.strictObject({

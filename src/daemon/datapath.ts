@@ -10,7 +10,7 @@ import type { Address } from '../base/address.js';
 import { formatAddress } from '../base/address.js';
 import { CorruptionError, IoError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
-import { BLOCK_BYTES, KIB, MIB } from '../base/units.js';
+import { KIB, MIB } from '../base/units.js';
 import type { Config, GroupConfig } from '../config/schema.js';
 import { NodeBlocks } from '../group/blocks.js';
 import { Group } from '../group/group.js';
@@ -31,7 +31,7 @@ export interface Scale {
   readonly checkpointBufferBytes: number;
   readonly maxBatchPayload: number;
   readonly compactSlackBytes: number;
-  /** A destage round starts when this part of the journal is pending ... */
+  /** A destage round starts when this part of the journal was written since the last one ... */
   readonly destageFraction: number;
   /** ... or this long after the first pending block, microseconds. */
   readonly destageUs: number;
@@ -44,7 +44,7 @@ export const DEFAULT_SCALE: Scale = {
   checkpointBufferBytes: 64 * KIB,
   maxBatchPayload: MAX_BATCH_PAYLOAD,
   compactSlackBytes: 64 * MIB,
-  destageFraction: 0.25,
+  destageFraction: 0.375,
   destageUs: 5_000_000,
   retryUs: 1_000_000,
 };
@@ -125,7 +125,7 @@ export class DataPath {
         maxBatchPayload: scale.maxBatchPayload,
       },
       destager: {
-        startBlocks: Math.max(1, Math.floor((group.journal.size * scale.destageFraction) / BLOCK_BYTES)), startUs: scale.destageUs,
+        startBytes: group.journal.size * scale.destageFraction, startUs: scale.destageUs,
         bufferBytes: scale.destageBufferBytes, retryUs: scale.retryUs,
       },
       checkpointer: { bufferBytes: scale.checkpointBufferBytes, compactSlackBytes: scale.compactSlackBytes, retryUs: scale.retryUs },

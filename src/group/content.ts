@@ -82,7 +82,7 @@ export class Content {
     this.destaged = lowWater;
     this.lastCheckpointUs = reactor.nowUs;
     this.reader = new BlockReader(reactor, this.store, this.journal.pool, (bit) => this.checkpointer.file(bit));
-    this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, options.destager);
+    this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, options.destager, lowWater);
     this.checkpointer = new Checkpointer(reactor, this.store, { ...options.checkpointer, directory: options.directory, groupId: options.groupId }, file, sequence, at, lowWater);
     this.destager.onWaiting = (lsn) => this.journal.sync(lsn);
     this.checkpointer.onWaiting = (lsn) => this.journal.sync(lsn);

@@ -189,6 +189,5 @@ function disconnect(view: ExportView, reason: string): void {
 
 function describe(tree: Tree, device: Device): string {
   const parent = tree.get(device.parent);
-  const what = device.kind === 'volume' ? 'volume' : `snapshot of ${parent === undefined ? 'a removed device' : tree.nameOf(parent)}`;
-  return `${what}; device ${device.id}; continuity ${device.continuity}`;
+  return device.kind === 'volume' ? 'volume' : `snapshot of ${parent === undefined ? 'a removed device' : tree.nameOf(parent)}`;
 }

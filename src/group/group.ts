@@ -217,7 +217,7 @@ export class Group implements ReplicatedGroup {
   private schedulePoll(): void {
     this.reactor.after(POLL_INTERVAL_US, () => {
       if (this.closed) return;
-      if (this.space.refusal !== undefined && this.opened !== undefined) this.space.update(this.spaceNeeds());
+      if (this.opened !== undefined) this.space.refresh(this.spaceNeeds());
       this.schedulePoll();
     });
   }

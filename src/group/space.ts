@@ -14,6 +14,7 @@ import type { Reactor } from '../io/reactor.js';
 /** Maps, checkpoint slots, directories: what a full checkpoint may need beside the data. */
 const METADATA_RESERVE = 64 * MIB;
 const LOOK_INTERVAL_US = 200_000;
+const IDLE_INTERVAL_US = 1_000_000;
 /** At most this much is admitted between two looks, whatever the clock says. */
 const LOOK_BYTES = 64 * MIB;
 
@@ -51,8 +52,12 @@ export class SpaceAdmission {
     return 0;
   }
 
-  /** Looks now; also called from time to time without writes, so that `status` is true and service comes back. */
-  update(needs: SpaceNeeds): void {
+  /** Called from time to time, also without writes, so that `status` is true and service comes back. */
+  refresh(needs: SpaceNeeds): void {
+    if (this.reactor.nowUs - this.lookedAtUs >= IDLE_INTERVAL_US) this.update(needs);
+  }
+
+  private update(needs: SpaceNeeds): void {
     this.lookedAtUs = this.reactor.nowUs;
     this.admittedSinceLook = 0;
     let refusal: string | undefined;

@@ -28,9 +28,9 @@ import { PendingColumns } from './pending.js';
 import type { Store } from './store.js';
 
 export interface DestagerOptions {
-  /** A round starts when this many blocks are pending ... */
-  readonly startBlocks: number;
-  /** ... or this long after the first of them, microseconds. */
+  /** A round starts when so much journal has been written since the last one was sealed ... */
+  readonly startBytes: number;
+  /** ... or this long after the first block became pending, microseconds. */
   readonly startUs: number;
   /** Bytes of one job's buffer. */
   readonly bufferBytes: number;
@@ -55,7 +55,6 @@ const BUFFERS = 2;
 
 export class Destager {
   private state: State = 'idle';
-  private seal: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
   private part = 0;
   private entry = 0;
   private readonly columns = new PendingColumns();
@@ -85,6 +84,8 @@ export class Destager {
     /** Behind the last record that was applied: where a round ends. */
     private readonly appliedPosition: () => Position,
     private readonly options: DestagerOptions,
+    /** End of the last round before this start. */
+    private seal: Position,
   ) {
     for (let i = 0; i < BUFFERS; i++) {
       const buffer = reactor.arena.alloc(options.bufferBytes);
@@ -140,7 +141,7 @@ export class Destager {
       return false;
     }
     if (this.firstPendingUs < 0) this.firstPendingUs = this.reactor.nowUs;
-    return this.wanted || blocks >= this.options.startBlocks || this.reactor.nowUs - this.firstPendingUs >= this.options.startUs;
+    return this.wanted || this.journal.appendedLsn - this.seal.lsn >= this.options.startBytes || this.reactor.nowUs - this.firstPendingUs >= this.options.startUs;
   }
 
   private start(): void {

@@ -64,7 +64,7 @@ const WRONG: readonly [string, unknown, readonly RegExp[]][] = [
   ['a prototype', JSON.parse('{"__proto__":{},"node":"a","dataDirectory":"/d"}'), [/__proto__ is not a known key/]],
   ['a bad name', { ...BASE, node: 'a b' }, [/^node must be a name: 1 to 64 letters.*, not "a b"$/]],
   ['a size in words', withGroup({ journal: { size: 'lots' } }), [/^groups\[0\]\.journal\.size must be a size such as "64M".*, not "lots"$/]],
-  ['a size below', withGroup({ journal: { size: '1M' } }), [/from 4 MiB to 16 TiB.*not "1M"/]],
+  ['a size below', withGroup({ journal: { size: '1M' } }), [/from 32 MiB to 16 TiB.*not "1M"/]],
   ['a negative size', withGroup({ store: { mapMemory: -1 } }), [/^groups\[0\]\.store\.mapMemory must be a size/]],
   ['a size of another type', withGroup({ store: { mapMemory: null } }), [/^groups\[0\]\.store\.mapMemory must be a size.*, not null$/]],
   ['an odd size', withGroup({ journal: { segmentSize: 1048577 } }), [/a multiple of 1 MiB, not 1048577/]],
