@@ -41,7 +41,42 @@ export class LeafContent {
   }
 }
 
+/** What a delta changes, entry by entry: the compact form that is written to the disk. */
+export class DeltaEntries {
+  count = 0;
+  /** Ascending. */
+  readonly blocks = new Uint16Array(LEAF_BLOCKS);
+  readonly layers = new Uint32Array(LEAF_BLOCKS);
+  /** Stamps of the touched regions, ascending by region. */
+  touched = 0;
+  readonly stamps = new Float64Array(LEAF_REGIONS);
+
+  clear(): void {
+    this.count = 0;
+    this.touched = 0;
+  }
+
+  /** Appends an entry; `stamp` is its region's. */
+  push(block: number, layer: number, stamp: number): void {
+    if (this.count === 0 || this.blocks[this.count - 1] >>> 4 !== block >>> 4) this.stamps[this.touched++] = stamp;
+    this.blocks[this.count] = block;
+    this.layers[this.count++] = layer;
+  }
+
+  pushAll(content: LeafContent): void {
+    for (let region = 0; region < LEAF_REGIONS; region++) {
+      if (content.stamps[region] === STAMP_SEE_BASE) continue;
+      const end = (region + 1) * REGION_BLOCKS;
+      for (let block = region * REGION_BLOCKS; block < end; block++) {
+        if (content.layers[block] !== SEE_BASE) this.push(block, content.layers[block], content.stamps[region]);
+      }
+    }
+  }
+}
+
 export class Leaves {
+  private readonly scratch = new LeafContent();
+
   constructor(protected readonly nodes: Nodes) {}
 
   /** Layer numbers of blocks [from, to) of leaf `h` into `out` at `at`. Returns 0 or a miss (then `out` is undefined). */
@@ -215,6 +250,28 @@ export class Leaves {
       const block = u16[blocks + i];
       into.layers[block] = u32[layers + i];
       into.stamps[block >>> 4] = f64[stamps + i];
+    }
+  }
+
+  /** The entries of delta `h`. */
+  entries(h: number, into: DeltaEntries): void {
+    into.clear();
+    const word = this.nodes.wordOf(h);
+    const kind = kindOfWord(word);
+    if (kind === Kind.dense) {
+      this.scratch.seeBase();
+      this.overlayDelta(h, this.scratch);
+      into.pushAll(this.scratch);
+      return;
+    }
+    const u32 = this.nodes.slabs.u32[(word >>> 16) & 0xfff];
+    const f64 = this.nodes.slabs.f64[(word >>> 16) & 0xfff];
+    const u16 = this.nodes.slabs.u16[(word >>> 16) & 0xfff];
+    const unit = word & 0xffff;
+    const capacity = DELTA_CAPACITY[kind];
+    const count = u32[(unit << 2) + 1];
+    for (let i = 0; i < count; i++) {
+      into.push(u16[(unit << 3) + 4 + 6 * capacity + i], u32[(unit << 2) + 2 + 2 * capacity + i], f64[(unit << 1) + 1 + i]);
     }
   }
 

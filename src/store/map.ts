@@ -112,10 +112,11 @@ export class BlockMap {
     root.handle = 0;
   }
 
-  /** Background work, in steps of about `maxNodes` nodes: takes dropped trees apart; true while there is more. */
+  /** Background work, in steps of about `maxNodes` nodes: takes dropped trees apart, tidies memory; true while there is more. */
   reclaim(maxNodes: number): boolean {
-    const moving = this.settle(maxNodes * FAN_OUT);
-    return this.nodes.reclaim(maxNodes) || moving;
+    const settling = this.settle(maxNodes * FAN_OUT);
+    const reclaiming = this.nodes.reclaim(maxNodes);
+    return this.nodes.tidy(maxNodes) || reclaiming || settling;
   }
 
   /**

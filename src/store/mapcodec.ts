@@ -35,6 +35,7 @@
 import { crc32c } from '../base/crc32c.js';
 import { CorruptionError } from '../base/errors.js';
 import { LeafContent } from './leaf.js';
+import type { DeltaEntries } from './leaf.js';
 import { FAN_OUT, LAYER_MAX, LEAF_BLOCKS, LEAF_REGIONS, REF_DELTA, REF_FLAGS, REF_INNER, SEE_BASE, STAMP_MAX, STAMP_SEE_BASE } from './nodes.js';
 import { RecordReader, RecordWriter, varintBytes } from './mapbytes.js';
 
@@ -149,41 +150,29 @@ function decodeLeaf(r: RecordReader, content: LeafContent): void {
   r.finish();
 }
 
-/** Writes a leaf delta (entries that are not SEE_BASE) over the flat leaf at `basePosition`; returns its length, padded. */
-export function encodeLeafDelta(out: Uint8Array, at: number, position: number, basePosition: number, content: LeafContent): number {
-  const { layers } = content;
-  let count = 0;
-  let only = -1;
-  for (let block = 0; block < LEAF_BLOCKS; block++) {
-    const layer = layers[block];
-    if (layer === SEE_BASE) continue;
-    count++;
-    only = only === -1 || only === layer ? layer : -2;
-  }
+/** Writes a leaf delta over the flat leaf at `basePosition` (0 = ZERO); returns its length, padded. */
+export function encodeLeafDelta(out: Uint8Array, at: number, position: number, basePosition: number, entries: DeltaEntries): number {
+  const { count, blocks, layers } = entries;
+  let oneLayer = count > 0;
+  for (let i = 1; i < count && oneLayer; i++) oneLayer = layers[i] === layers[0];
   const withBitmap = count > BITMAP_ABOVE;
   const w = writer.begin(out, at, RecordType.leafDelta);
   w.u48(basePosition);
-  w.u16(count | (only >= 0 ? ONE_LAYER : 0) | (withBitmap ? BLOCK_BITMAP : 0));
+  w.u16(count | (oneLayer ? ONE_LAYER : 0) | (withBitmap ? BLOCK_BITMAP : 0));
   if (withBitmap) {
-    w.bitmap(layers, SEE_BASE);
+    changed.fill(0);
+    for (let i = 0; i < count; i++) changed[blocks[i]] = 1;
+    w.bitmap(changed, 0);
   } else {
     let next = 0;
-    for (let block = 0; block < LEAF_BLOCKS; block++) {
-      if (layers[block] === SEE_BASE) continue;
-      w.varint(block - next);
-      next = block + 1;
+    for (let i = 0; i < count; i++) {
+      w.varint(blocks[i] - next);
+      next = blocks[i] + 1;
     }
   }
-  if (only >= 0) {
-    w.varint(only);
-  } else {
-    for (let block = 0; block < LEAF_BLOCKS; block++) if (layers[block] !== SEE_BASE) w.varint(layers[block]);
-  }
-  let touched = 0;
-  for (let region = 0; region < LEAF_REGIONS; region++) {
-    if (content.stamps[region] !== STAMP_SEE_BASE) touchedStamps[touched++] = content.stamps[region];
-  }
-  w.stamps(touchedStamps, touched);
+  if (oneLayer) w.varint(layers[0]);
+  else for (let i = 0; i < count; i++) w.varint(layers[i]);
+  w.stamps(entries.stamps, entries.touched);
   return w.end(position);
 }
 
@@ -387,6 +376,7 @@ function bitCount(bits: number): number {
   return count;
 }
 
+const changed = new Uint32Array(LEAF_BLOCKS);
 const touchedStamps = new Float64Array(LEAF_REGIONS);
 const writer = new RecordWriter(crc32c);
 const reader = new RecordReader(crc32c);

@@ -19,12 +19,15 @@ import { assert } from '../base/assert.js';
 import type { BlockMap, MapRoot } from './map.js';
 import { fileOfRef, positionOfRef } from './map.js';
 import { InnerContent, NODE_BYTES_MAX, RecordType, decodeNode, encodeInner, encodeInnerDelta, encodeLeaf, encodeLeafDelta, newDecoded } from './mapcodec.js';
-import { LeafContent } from './leaf.js';
+import { DeltaEntries, LeafContent } from './leaf.js';
 import { FAN_OUT, Kind, REF_DELTA, REF_FILE, REF_FLAGS, REF_INNER, REF_LOST } from './nodes.js';
 import { RefTable } from './reftable.js';
 
 /** An inner delta is written for at most so many changed children: on average the cheapest against full records now and then. */
 const INNER_DELTA_MAX = 12;
+
+/** Records of one step: bounds its time (about 1 µs each) where records are small. */
+const STEP_RECORDS_MAX = 1024;
 
 /** Results of a visit that are no disk reference. */
 const BLOCKED = -1;
@@ -78,6 +81,7 @@ export class MapWriter {
   private started = false;
 
   private readonly leaf = new LeafContent();
+  private readonly entries = new DeltaEntries();
   private readonly decoded = newDecoded();
 
   /** `roots` are frozen (made by BlockMap.share for this purpose) and stay the caller's, to be dropped after commit or abort. */
@@ -106,7 +110,8 @@ export class MapWriter {
     this.at = at;
     this.limit = limit;
     this.position = filePos;
-    while (!this.done && this.needed === undefined && this.advance());
+    const records = this.records + STEP_RECORDS_MAX;
+    while (!this.done && this.needed === undefined && this.records < records && this.advance());
     return this.at - at;
   }
 
@@ -257,9 +262,8 @@ export class MapWriter {
     if (!this.hasRoom()) return BLOCKED;
     let written: number;
     if (basePosition >= 0) {
-      this.leaf.seeBase();
-      leaves.overlayDelta(h, this.leaf);
-      written = this.wrote(encodeLeafDelta(this.out, this.at, this.position, basePosition, this.leaf), REF_DELTA);
+      leaves.entries(h, this.entries);
+      written = this.wrote(encodeLeafDelta(this.out, this.at, this.position, basePosition, this.entries), REF_DELTA);
     } else {
       const miss = leaves.expand(h, this.leaf);
       assert(miss === 0, 'a dirty leaf is in memory');
@@ -297,7 +301,9 @@ export class MapWriter {
           }
         }
         if (!this.hasRoom()) return BLOCKED;
-        moved = this.wrote(encodeLeafDelta(this.out, this.at, this.position, positionOfRef(base), decoded.leaf), REF_DELTA);
+        this.entries.clear();
+        this.entries.pushAll(decoded.leaf);
+        moved = this.wrote(encodeLeafDelta(this.out, this.at, this.position, positionOfRef(base), this.entries), REF_DELTA);
         break;
       }
       default: {

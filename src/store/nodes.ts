@@ -66,6 +66,8 @@ const HANDLE_MASK = HANDLE_CHUNK - 1;
 const HANDLE_BYTES = 24;
 const HANDLES_MAX = 2 ** 30;
 const REFS_MAX = 0xffffffff;
+/** Pages that are being filled, one per class, are no waste. */
+const TIDY_SLACK_BYTES = 1024 * 1024;
 
 const ADDRESS_MASK = 0x0fffffff;
 const REFERENCED = -0x80000000;
@@ -98,6 +100,7 @@ export class Nodes {
   private freeHead = 0;
   private pendingHead = 0;
   private clockHand = 1;
+  private tidyHand = 1;
   /** Handles in use, including those that wait to be reclaimed. */
   liveCount = 0;
   /** Dropped inner nodes that wait to be taken apart. */
@@ -112,9 +115,9 @@ export class Nodes {
     this.addHandleChunk();
   }
 
-  /** Bytes of handle rows and of bodies in use. */
+  /** Bytes of handle rows and bodies in use. */
   get memoryBytes(): number {
-    return this.refs.length * HANDLE_CHUNK * HANDLE_BYTES + this.slabs.usedBytes;
+    return this.liveCount * HANDLE_BYTES + this.slabs.usedBytes;
   }
 
   /** Bytes that the process holds for nodes, in use or not. */
@@ -284,11 +287,24 @@ export class Nodes {
         this.words[h >>> HANDLE_SHIFT][h & HANDLE_MASK] = word & ~REFERENCED;
       } else if (this.isEvictable(h, word)) {
         this.dropBody(h);
-        continue;
       }
-      this.moveFromSparsePage(h);
     }
     return this.memoryBytes <= targetBytes;
+  }
+
+  /**
+   * While less than half of the slabs' pages is in use: moves bodies out of
+   * mostly empty pages, so that these become free for any class. Looks at no
+   * more than `maxHandles`; true while there is more to do.
+   */
+  tidy(maxHandles: number): boolean {
+    for (let n = 0; n < maxHandles; n++) {
+      if (this.slabs.pageBytes <= 2 * this.slabs.usedBytes + TIDY_SLACK_BYTES) return false;
+      if (this.tidyHand >= this.unused) this.tidyHand = 1;
+      const h = this.tidyHand++;
+      if (this.wordOf(h) !== 0) this.moveFromSparsePage(h);
+    }
+    return true;
   }
 
   /** Nodes whose record lies at `position` or behind it in map file `file` stay in memory: their writer may have to take them back. */
@@ -318,7 +334,6 @@ export class Nodes {
     return true;
   }
 
-  /** Bodies that stay while their page empties are moved together, so that whole pages become free for other classes. */
   private moveFromSparsePage(h: number): void {
     const word = this.wordOf(h);
     const kind = kindOfWord(word);

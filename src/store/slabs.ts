@@ -96,10 +96,10 @@ export class Slabs {
     }
   }
 
-  /** True when the page of this slot is mostly empty and another page of the class has room for its content. */
+  /** True when the page of this slot is at most half full and another page of the class has room for its content. */
   isSparse(slabClass: number, address: number): boolean {
     const page = address >>> 12;
-    return this.pageUsed[page] * 4 <= this.slotsPerPage[slabClass] && this.withRoom[slabClass] !== page;
+    return this.pageUsed[page] * 2 <= this.slotsPerPage[slabClass] && this.withRoom[slabClass] !== page;
   }
 
   private takePage(slabClass: number): number {

@@ -233,7 +233,7 @@ class Subject {
 
 t.test('random operations with checkpoints, compactions, aborts and paging match a flat model', async (t) => {
   const totals: Record<string, number> = {};
-  const seeds = Number(process.env.MAP_SEEDS ?? 16);
+  const seeds = Number(process.env.MAP_SEEDS ?? 10);
   for (let seed = Number(process.env.MAP_FIRST_SEED ?? 1); seed <= seeds; seed++) {
     const random = new Random(seed * 7919);
     const subject = new Subject(random, seed % 4 === 0 ? 2048 : 512 * 64 * 2 + 512 * (seed % 3));
