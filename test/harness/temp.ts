@@ -13,13 +13,13 @@ export function makeTempDirectory(name: string): string {
   if (!guarded) {
     guarded = true;
     process.on('exit', () => {
-      for (const left of alive) rmSync(left, { recursive: true, force: true });
+      for (const left of alive) rmSync(left, { recursive: true, force: true, maxRetries: 10, retryDelay: 50 });
     });
   }
   return path;
 }
 
 export function removeTempDirectory(path: string): void {
-  rmSync(path, { recursive: true, force: true, maxRetries: 3 });
+  rmSync(path, { recursive: true, force: true, maxRetries: 10, retryDelay: 50 });
   alive.delete(path);
 }
