@@ -67,6 +67,28 @@ t.test('stamps follow the record alone: whole regions cleared are 0, parts carry
   checkMap(map, [volume]);
 });
 
+t.test('memory that dropped trees leave behind is gathered into whole free pages', async (t) => {
+  const map = new BlockMap(noDisk);
+  const roots = Array.from({ length: 10 }, () => map.create(512 * 2000));
+  for (let leaf = 0; leaf < 2000; leaf++) {
+    for (const [i, root] of roots.entries()) map.set(root, leaf * 512 + (leaf % 400), 100, i + 1, leaf + 1);
+  }
+  const { slabs } = map.nodes;
+  for (const root of roots.slice(1)) map.drop(root);
+  while (map.nodes.reclaim(100));
+  t.ok(slabs.pageBytes > 4 * slabs.usedBytes, 'pages are mostly empty');
+  while (map.reclaim(100));
+  t.ok(slabs.pageBytes <= 2 * slabs.usedBytes + 2 ** 20, 'pages are used');
+  checkMap(map, [roots[0]]);
+  const out = new Uint32Array(512);
+  let wrong = 0;
+  for (let leaf = 0; leaf < 2000; leaf++) {
+    map.resolve(roots[0], leaf * 512, 512, out, 0);
+    for (let block = 0; block < 512; block++) if (out[block] !== (block >= leaf % 400 && block < (leaf % 400) + 100 ? 1 : 0)) wrong++;
+  }
+  t.equal(wrong, 0);
+});
+
 t.test('random operations on several devices match a flat model', async (t) => {
   for (let seed = 1; seed <= 12; seed++) {
     const random = new Random(seed);

@@ -191,25 +191,32 @@ class Subject {
     const { random } = this;
     const first = random.below(this.capacity);
     const end = first + random.below(this.capacity - first);
-    const found = new Set<number>();
+    /** (block, layer) → number of trees that refer to it. */
+    const found = new Map<number, number>();
+    let sharers = 0;
     const walk = new MapWalk(this.map, this.roots);
     const visitor = {
-      leaf: (_firstBlock: number, trees: number, root: number): void => {
-        assert(trees >= 1 && root < this.roots.length, 'a leaf is in a tree');
+      leaf: (firstBlock: number, trees: number, root: number): void => {
+        assert(trees >= 1 && this.roots[root].sizeBlocks > firstBlock, 'a leaf is in a tree');
+        sharers = trees;
       },
       run: (layer: number, block: number, count: number): void => {
-        for (let i = 0; i < count; i++) found.add((block + i) * 16 + layer);
+        for (let i = 0; i < count; i++) found.set((block + i) * 16 + layer, (found.get((block + i) * 16 + layer) ?? 0) + sharers);
       },
     };
     for (let at = first; at < end; ) {
       at = walk.run(at, end, visitor);
       for (let i = 0; i < walk.neededCount; i++) load(this.map, this.files, walk.needed[i]);
     }
-    const wanted = new Set<number>();
+    const wanted = new Map<number, number>();
     for (const model of this.models) {
-      for (let block = first; block < Math.min(end, model.size); block++) if (model.layers[block] !== 0) wanted.add(block * 16 + model.layers[block]);
+      for (let block = first; block < Math.min(end, model.size); block++) {
+        const pair = block * 16 + model.layers[block];
+        if (model.layers[block] !== 0) wanted.set(pair, (wanted.get(pair) ?? 0) + 1);
+      }
     }
-    assert(found.size === wanted.size && [...wanted].every((pair) => found.has(pair)), `the walk finds ${found.size} of ${wanted.size} pairs`);
+    assert(found.size === wanted.size, `the walk finds ${found.size} of ${wanted.size} pairs`);
+    for (const [pair, trees] of wanted) assert(found.get(pair) === trees, 'each pair is found once, with the number of its trees');
   }
 
   verifyDiff(): void {
