@@ -80,8 +80,7 @@ export class ServiceDirectory implements ExportDirectory {
   find(name: string): DeviceExport | ExportRefusal | undefined {
     const found = this.service.find(name);
     if (found === undefined) return undefined;
-    if ('unavailable' in found) return { refused: NBD_REP_ERR_POLICY, message: found.unavailable };
-    return exportOf(found);
+    return 'exportName' in found ? exportOf(found) : { refused: NBD_REP_ERR_POLICY, message: found.unavailable };
   }
 }
 

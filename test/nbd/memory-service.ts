@@ -147,6 +147,8 @@ export class MemoryService implements BlockService {
       answered++;
     }
     for (const done of this.waitingExtents.splice(0)) done();
+    // By hand means outside of a tick, which the real service never is.
+    if (this.answering.kind === 'by hand') this.reactor.again();
     return answered;
   }
 
