@@ -156,6 +156,10 @@ export class MemoryService implements BlockService {
     return this.waiting.length;
   }
 
+  get waitingExtentCount(): number {
+    return this.waitingExtents.length;
+  }
+
   private serve(device: MemoryDevice, slot: number): void {
     const table = this.requests;
     const kind = table.kind[slot];

@@ -102,7 +102,9 @@ export class Rig {
   tool(command: string, ...args: string[]): Promise<ToolResult> {
     return new Promise((resolve, reject) => {
       let running = true;
-      execFile(command, args, { env: cleanEnvironment(), timeout: PATIENCE_MS, maxBuffer: 64 * MIB }, (error, stdout, stderr) => {
+      // nbdsh is a script for `python3`: that has to be the one for which Debian's python3-libnbd is installed.
+      const env = cleanEnvironment({ PATH: `/usr/bin:${process.env.PATH ?? ''}` });
+      execFile(command, args, { env, timeout: PATIENCE_MS, maxBuffer: 64 * MIB }, (error, stdout, stderr) => {
         running = false;
         if (error !== null && typeof error.code !== 'number') reject(error);
         else resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr });
