@@ -15,7 +15,9 @@ import type { Config, GroupConfig } from '../config/schema.js';
 import { NodeBlocks } from '../group/blocks.js';
 import { Group } from '../group/group.js';
 import type { GroupOptions } from '../group/group.js';
+import { warmUpMarkers } from '../group/record.js';
 import { RequestTable } from '../group/requests.js';
+import { rehearsal } from '../group/tree.js';
 import { mkdirs } from '../io/file.js';
 import type { SpaceStat } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -75,6 +77,7 @@ export class DataPath {
   private constructor(readonly reactor: Reactor, readonly config: Config, readonly log: Log, private readonly surroundings: Surroundings) {
     const scale = surroundings.scale ?? DEFAULT_SCALE;
     this.blocks = new NodeBlocks(new RequestTable(scale.requestSlots));
+    warmUpMarkers(rehearsal());
     for (const group of config.groups) this.openGroup(group, scale);
     // After the groups: a tick appends and applies before it sends replies.
     this.links = new Links(reactor, config, [...this.blocks.all()], log);

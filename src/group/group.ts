@@ -27,6 +27,7 @@ import type { EpochEntry, GroupRole, ReceiveResult, ReplicatedGroup } from './re
 import { Roles } from './roles.js';
 import type { RolesOptions } from './roles.js';
 import { SpaceAdmission } from './space.js';
+import { stallSentence } from './stall.js';
 import { readState, writeState } from './statefile.js';
 import type { StateFile } from './statefile.js';
 import { Tree } from './tree.js';
@@ -97,7 +98,7 @@ export class Group implements ReplicatedGroup {
     if (found !== undefined) {
       const group = new Group(reactor, options, requests, log, found);
       if (found.groupId !== null) {
-        group.take(Content.open(reactor, group.contentOptions(found.groupId)));
+        group.take(Content.open(reactor, { ...options, groupId: found.groupId }));
         group.roles.started(group.content, group.position);
         group.contentChanged();
       }
@@ -109,16 +110,12 @@ export class Group implements ReplicatedGroup {
     };
     const group = new Group(reactor, options, requests, log, state);
     if (groupId !== null) {
-      group.take(Content.create(reactor, group.contentOptions(groupId), NO_EPOCH));
+      group.take(Content.create(reactor, { ...options, groupId }, NO_EPOCH));
       group.beginEpoch(true, 'the group was created');
     }
     // Last: without it a start after a crash creates the group anew, and nothing in it was ever served.
     writeState(io, options.directory, state);
     return group;
-  }
-
-  private contentOptions(groupId: string): ContentOptions {
-    return { ...this.options, groupId };
   }
 
   private take(content: Content): void {
@@ -364,22 +361,10 @@ export class Group implements ReplicatedGroup {
     this.journal.syncNow();
   }
 
+  /** Why writers wait for the journal, or null when they do not. */
   stallReason(): string | null {
-    if (this.opened === undefined || this.ingest === undefined || (this.ingest.stalledCount === 0 && this.opened.journal.hasRoomForData)) return null;
-    let slowest: string | undefined;
-    let lowest = Infinity;
-    for (const [peer, lsn] of this.cursors) {
-      if (lsn >= lowest) continue;
-      lowest = lsn;
-      slowest = peer;
-    }
-    if (slowest !== undefined && lowest < this.opened.checkpointer.lowWater.lsn) {
-      return `the journal is full because link ${slowest} still needs it from LSN ${lowest}; writers wait. Bring ${slowest} back, or give it up with: lockstep link drop ${this.name} ${slowest}`;
-    }
-    const { lastError } = this.opened.destager;
-    if (lastError !== undefined) return `the journal is full because destaging fails: ${lastError}; writers wait until it succeeds`;
-    if (this.opened.checkpointer.lastError !== undefined) return `the journal is full because checkpoints fail: ${this.opened.checkpointer.lastError}`;
-    return 'the journal is full because it is filled faster than it is destaged; writers wait for the destager';
+    const full = this.opened !== undefined && (this.stalledCount > 0 || !this.opened.journal.hasRoomForData);
+    return full ? stallSentence(this.name, this.content, this.cursors) : null;
   }
 
   // ---- roles ----------------------------------------------------------------------------------------
@@ -428,7 +413,7 @@ export class Group implements ReplicatedGroup {
 
   adoptGroupId(groupId: string): void {
     assert(this.opened === undefined && this.role === 'secondary', 'only a secondary that has nothing takes an identity');
-    this.take(Content.create(this.reactor, this.contentOptions(groupId), NO_EPOCH));
+    this.take(Content.create(this.reactor, { ...this.options, groupId }, NO_EPOCH));
     this.roles.save({ groupId });
     this.log.info('follows a primary for the first time', { groupId });
   }
@@ -453,7 +438,7 @@ export class Group implements ReplicatedGroup {
   reopen(to: Position): void {
     this.content.close();
     this.opened = undefined;
-    this.take(Content.open(this.reactor, this.contentOptions(this.groupId!), to));
+    this.take(Content.open(this.reactor, { ...this.options, groupId: this.groupId! }, to));
     this.exports.disconnectAll('the device was taken back to an earlier state, that of its primary');
   }
 

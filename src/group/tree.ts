@@ -200,6 +200,18 @@ export class Tree {
   }
 }
 
+/** See warmUpMarkers: edits a tree of its own. */
+export function rehearsal(): (operation: Operation) => string {
+  let tree = Tree.empty;
+  const epochId = '0'.repeat(32);
+  return (operation) => {
+    if (operation.op === 'create') tree = Tree.empty;
+    const edit = tree.edit(operation, { lsn: 1, epochId, wallMs: 1 });
+    if (typeof edit !== 'string') tree = edit.tree;
+    return tree.digest(epochId);
+  };
+}
+
 /** The continuity id of a device whose content broke at this place. */
 export function continuityAt(at: At): string {
   return `${at.epochId}:${at.lsn}`;

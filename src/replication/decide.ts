@@ -59,19 +59,33 @@ export function samePosition(a: Position, b: Position): boolean {
   return a.lsn === b.lsn && a.chainHi === b.chainHi && a.chainLo === b.chainLo;
 }
 
+/** How often the role of primary changed hands behind the common part of two histories. */
+function takeovers(epochs: readonly EpochEntry[], common: number): number {
+  let count = 0;
+  for (let i = common; i < epochs.length; i++) if (i > 0 && epochs[i].node !== epochs[i - 1].node) count++;
+  return count;
+}
+
 /**
- * The newest epoch of `theirs` that takes the role of primary away from `mine`:
- * a higher number, begun by another node, and not known to `mine`. An
- * epoch that `mine.node` itself began and then lost (it was shipped before it was
- * durable) does not count.
+ * The newest epoch of `theirs` that takes the role of primary away from
+ * `mine.node`: begun by another node and not known to `mine`.
+ *
+ * Behind the last epoch that both have, more takeovers win, and only among as
+ * many the higher number: a node that restarts begins epochs by itself, however
+ * many, and must not outrank the person who promoted another node meanwhile. An
+ * epoch that `mine.node` itself began and then lost does not count either.
  */
 export function newerEpoch(mine: Pick<NodeView, 'node' | 'epochs'>, theirs: Pick<NodeView, 'epochs'>): EpochEntry | undefined {
   const last = mine.epochs[mine.epochs.length - 1];
   if (last === undefined) return undefined;
-  for (let i = theirs.epochs.length - 1; i >= 0; i--) {
+  let common = 0;
+  while (common < mine.epochs.length && common < theirs.epochs.length && mine.epochs[common].id === theirs.epochs[common].id) common++;
+  const more = takeovers(theirs.epochs, common) - takeovers(mine.epochs, common);
+  if (more < 0) return undefined;
+  for (let i = theirs.epochs.length - 1; i >= common; i--) {
     const epoch = theirs.epochs[i];
-    if (epoch.number <= last.number) return undefined;
-    if (epoch.node !== mine.node && !mine.epochs.some((one) => one.id === epoch.id)) return epoch;
+    if (more === 0 && epoch.number <= last.number) return undefined;
+    if (epoch.node !== mine.node) return epoch;
   }
   return undefined;
 }
