@@ -68,7 +68,8 @@ export interface BrokenGroup {
 
 export class DataPath {
   readonly blocks: NodeBlocks;
-  readonly nbd: NbdServer;
+  /** Undefined when no NBD is served (simulations). */
+  readonly nbd: NbdServer | undefined;
   readonly links: Links;
   readonly broken: BrokenGroup[] = [];
   private readonly nbdListeners: { address: Address; listener: Listener }[] = [];
@@ -81,6 +82,7 @@ export class DataPath {
     for (const group of config.groups) this.openGroup(group, scale);
     // After the groups: a tick appends and applies before it sends replies.
     this.links = new Links(reactor, config, [...this.blocks.all()], log);
+    if (surroundings.serveNbd === false) return;
     this.nbd = new NbdServer({
       reactor, service: this.blocks, log: log.child({ part: 'nbd' }),
       limits: { maxConnections: config.nbd.maxConnections, handshakeTimeoutMs: config.nbd.handshakeSeconds * 1000 },
@@ -92,8 +94,9 @@ export class DataPath {
     mkdirs(reactor.io, `${config.dataDirectory}/groups`);
     const path = new DataPath(reactor, config, log, surroundings);
     path.links.start();
-    if (surroundings.serveNbd !== false) {
-      for (const address of config.nbd.listen) path.nbdListeners.push({ address, listener: path.nbd.listen(address) });
+    const { nbd } = path;
+    if (nbd !== undefined) {
+      for (const address of config.nbd.listen) path.nbdListeners.push({ address, listener: nbd.listen(address) });
     }
     return path;
   }
@@ -148,7 +151,8 @@ export class DataPath {
   close(done: () => void): void {
     if (this.closing) return;
     this.closing = true;
-    this.nbd.closeThen(() => {
+    const closeNbd = (then: () => void): void => (this.nbd === undefined ? then() : this.nbd.closeThen(then));
+    closeNbd(() => {
       this.links.close();
       const groups = [...this.blocks.all()];
       let open = groups.length;

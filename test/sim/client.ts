@@ -1,0 +1,220 @@
+/**
+ * A client of a simulated node that keeps book of every request: what it may be
+ * answered with, and what must be in the journal when it is answered.
+ *
+ * Owns: request slots and buffers, the explanation of every journaled record by
+ * a request under way, the versions that a read may return.
+ * Must not know: crashes (model.ts says what survives them), workloads.
+ */
+import type { NodeBlocks } from '../../src/group/blocks.js';
+import type { DeviceView } from '../../src/group/service.js';
+import { RequestFlag, RequestKind } from '../../src/group/requests.js';
+import type { Arena } from '../../src/io/arena.js';
+import { BLOCK } from './model.js';
+import type { GroupModel, ModelEntry, ModelRecord, ModelState } from './model.js';
+
+const SECTOR = 512;
+
+export type Change = 'write' | 'zero';
+
+/** A request under way. */
+interface Open {
+  readonly kind: 'read' | Change | 'flush';
+  readonly device: number;
+  readonly offset: number;
+  readonly length: number;
+  readonly fua: boolean;
+  /** What a write writes. */
+  readonly data: Uint8Array | undefined;
+  readonly buffer: number;
+  /** Bytes of it that were journaled so far, and behind which LSN the last of them lies. */
+  journaled: number;
+  endLsn: number;
+  /** Flush: behind what was acknowledged when it was submitted. */
+  readonly target: number;
+  /** Read: the range at submission and after every change since. */
+  readonly versions: Uint8Array[];
+  /** The device went away or became something else altogether. */
+  gone: boolean;
+  readonly done: (errno: number) => void;
+}
+
+export class SimClient {
+  private readonly owner: number;
+  private readonly open = new Map<number, Open>();
+  /** Behind the last record of an acknowledged change. */
+  private acknowledgedEnd = 0;
+  /** Answers so far, by errno. */
+  readonly answers = new Map<number, number>();
+
+  constructor(private readonly blocks: NodeBlocks, private readonly arena: Arena, private readonly model: GroupModel, private readonly durableLsn: () => number) {
+    this.owner = blocks.requests.addOwner(this);
+    model.beforeRecord = (record, entry, before) => this.explain(record, entry, before);
+    model.afterRecord = (record, _entry, after) => this.newVersions(record, after);
+    this.acknowledgedEnd = model.endLsn;
+  }
+
+  get inFlight(): number {
+    return this.open.size;
+  }
+
+  /** Submits a read; `done` after its bytes were checked. False when there is no slot or buffer now. */
+  read(view: DeviceView, offset: number, length: number, done: (errno: number) => void = () => undefined): boolean {
+    return this.submit(view, { kind: 'read', offset, length, fua: false, data: undefined }, done);
+  }
+
+  write(view: DeviceView, offset: number, data: Uint8Array, fua: boolean, done: (errno: number) => void = () => undefined): boolean {
+    return this.submit(view, { kind: 'write', offset, length: data.length, fua, data }, done);
+  }
+
+  zero(view: DeviceView, offset: number, length: number, fua: boolean, done: (errno: number) => void = () => undefined): boolean {
+    return this.submit(view, { kind: 'zero', offset, length, fua, data: undefined }, done);
+  }
+
+  flush(view: DeviceView, done: (errno: number) => void = () => undefined): boolean {
+    return this.submit(view, { kind: 'flush', offset: 0, length: 0, fua: false, data: undefined }, done);
+  }
+
+  private submit(
+    view: DeviceView, what: { kind: Open['kind']; offset: number; length: number; fua: boolean; data: Uint8Array | undefined }, done: (errno: number) => void,
+  ): boolean {
+    const { requests } = this.blocks;
+    const needsBuffer = what.kind === 'read' || what.kind === 'write';
+    const buffer = needsBuffer ? this.arena.alloc(Math.max(BLOCK, what.length)) : -1;
+    if (needsBuffer && buffer < 0) return false;
+    const slot = requests.alloc(this.owner);
+    if (slot < 0) {
+      if (buffer >= 0) this.arena.release(buffer);
+      return false;
+    }
+    requests.kind[slot] = { read: RequestKind.read, write: RequestKind.write, zero: RequestKind.zero, flush: RequestKind.flush }[what.kind];
+    requests.flags[slot] = what.fua ? RequestFlag.fua : 0;
+    requests.device[slot] = view.id;
+    requests.offset[slot] = what.offset;
+    requests.length[slot] = what.length;
+    if (buffer >= 0) requests.buffer[slot] = buffer;
+    if (what.data !== undefined) this.arena.u8.set(what.data, buffer);
+    const device = this.model.state.devices.get(view.id);
+    this.open.set(slot, {
+      ...what, device: view.id, buffer, journaled: 0, endLsn: 0, target: this.acknowledgedEnd, gone: device === undefined, done,
+      versions: what.kind === 'read' && device !== undefined ? [device.read(what.offset, what.length)] : [],
+    });
+    this.blocks.submit(view, slot);
+    return true;
+  }
+
+  /** RequestOwner: the answer. */
+  completed(slot: number): void {
+    const request = this.open.get(slot);
+    if (request === undefined) throw new Error(`slot ${slot} was answered twice`);
+    this.open.delete(slot);
+    const { requests } = this.blocks;
+    const errno = requests.errno[slot];
+    this.answers.set(errno, (this.answers.get(errno) ?? 0) + 1);
+    if (errno === 0) this.check(request);
+    if (request.buffer >= 0) this.arena.release(request.buffer);
+    requests.free(slot);
+    request.done(errno);
+  }
+
+  private check(request: Open): void {
+    const { model } = this;
+    const words = `${request.kind} of ${request.offset}+${request.length} of device ${request.device}`;
+    switch (request.kind) {
+      case 'read':
+        if (!request.gone) this.checkRead(request, words);
+        return;
+      case 'flush':
+        if (this.durableLsn() < request.target) throw new Error(`a FLUSH was acknowledged while LSN ${request.target} was not durable`);
+        model.raiseFloor(request.target);
+        return;
+      case 'write':
+      case 'zero':
+        if (request.journaled < request.length || (request.kind === 'write' && request.journaled > request.length)) {
+          throw new Error(`${words} was acknowledged, ${request.journaled} bytes of it were journaled`);
+        }
+        if (request.endLsn > model.endLsn) throw new Error(`${words} was acknowledged before it was appended`);
+        this.acknowledgedEnd = Math.max(this.acknowledgedEnd, request.endLsn);
+        if (!request.fua) return;
+        if (this.durableLsn() < request.endLsn) throw new Error(`${words} with FUA was acknowledged while it was not durable`);
+        model.raiseFloor(request.endLsn);
+    }
+  }
+
+  private checkRead(request: Open, words: string): void {
+    const got = this.arena.u8.subarray(request.buffer, request.buffer + request.length);
+    for (let at = 0; at < request.length; ) {
+      const end = Math.min(request.length, at + SECTOR - ((request.offset + at) % SECTOR));
+      const part = got.subarray(at, end);
+      if (!request.versions.some((version) => Buffer.compare(part, version.subarray(at, end)) === 0)) {
+        const known = this.model.entries.filter((entry) => entry.records.some((r) => r.kind === 'data' && r.device === request.device &&
+          r.blocks.some((block, i) => (r.first + i) * BLOCK <= request.offset + at && (r.first + i + 1) * BLOCK >= request.offset + end &&
+            Buffer.compare(part, block.subarray((request.offset + at) % BLOCK, ((request.offset + end - 1) % BLOCK) + 1)) === 0)));
+        throw new Error(`WRONG DATA: ${words}: byte ${request.offset + at} reads ${hex(part)}, should be ${request.versions.map((v) => hex(v.subarray(at, end))).join(' or ')}` +
+          (known.length > 0 ? `; what was read was journaled at LSN ${known.map((entry) => entry.lsn).join(', ')}` : ''));
+      }
+      at = end;
+    }
+  }
+
+  /** A record is about to change the device: some request under way must have asked for exactly that. */
+  private explain(record: ModelRecord, entry: ModelEntry, before: ModelState): void {
+    if (record.kind === 'marker') return;
+    const device = before.devices.get(record.device);
+    const start = record.first * BLOCK;
+    const bytes = (record.kind === 'data' ? record.blocks.length : record.count) * BLOCK;
+    if (device === undefined || start + bytes > device.sizeBytes) throw new Error(`a record at LSN ${entry.lsn} changes ${start}+${bytes} of device ${record.device}, which has no such bytes`);
+    let explained = false;
+    for (const request of this.open.values()) {
+      if (request.device !== record.device || (request.kind !== 'write' && request.kind !== 'zero')) continue;
+      const from = Math.max(start, request.offset);
+      const to = Math.min(start + bytes, request.offset + request.length);
+      if (from >= to || !explains(request, record, device.block.bind(device), from, to)) continue;
+      request.journaled += to - from;
+      request.endLsn = entry.endLsn;
+      explained = true;
+    }
+    if (!explained) throw new Error(`a record at LSN ${entry.lsn} changes ${start}+${bytes} of device ${record.device} as no request under way asked`);
+  }
+
+  private newVersions(record: ModelRecord, after: ModelState): void {
+    for (const request of this.open.values()) {
+      if (request.kind !== 'read' || request.gone) continue;
+      const device = after.devices.get(request.device);
+      if (device === undefined || request.offset + request.length > device.sizeBytes) {
+        request.gone = true;
+      } else if (record.kind === 'marker' || (record.device === request.device && overlaps(record, request))) {
+        request.versions.push(device.read(request.offset, request.length));
+      }
+    }
+  }
+}
+
+function overlaps(record: Exclude<ModelRecord, { kind: 'marker' }>, request: Open): boolean {
+  const start = record.first * BLOCK;
+  const end = start + (record.kind === 'data' ? record.blocks.length : record.count) * BLOCK;
+  return start < request.offset + request.length && end > request.offset;
+}
+
+/** Whether the record is what `request` makes of the blocks as they were: [from, to) is what they share. */
+function explains(request: Open, record: Exclude<ModelRecord, { kind: 'marker' }>, before: (block: number) => Uint8Array, from: number, to: number): boolean {
+  const start = record.first * BLOCK;
+  if (record.kind === 'zero') return request.kind === 'zero' && from === start && to === start + record.count * BLOCK;
+  for (let i = 0; i < record.blocks.length; i++) {
+    const block = record.blocks[i];
+    const at = start + i * BLOCK;
+    const expected = new Uint8Array(before(record.first + i));
+    const low = Math.max(from, at);
+    const high = Math.min(to, at + BLOCK);
+    if (low < high) {
+      if (request.data === undefined) expected.fill(0, low - at, high - at);
+      else expected.set(request.data.subarray(low - request.offset, high - request.offset), low - at);
+    }
+    if (Buffer.compare(expected, block) !== 0) return false;
+  }
+  return true;
+}
+
+function hex(bytes: Uint8Array): string {
+  return `${Buffer.from(bytes.subarray(0, 16)).toString('hex')}…(${bytes.length})`;
+}

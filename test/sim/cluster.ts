@@ -1,0 +1,259 @@
+/**
+ * Whole data paths over simulated machines: what the worker thread runs in
+ * production (daemon/datapath.ts), minus threads, HTTP and NBD.
+ *
+ * Owns: configuration at the scale of a simulation, start and crash of a node,
+ * the comparison with the model after each start. Must not know: workloads.
+ */
+import type { Config } from '../../src/config/schema.js';
+import { SinkLog } from '../../src/base/log.js';
+import { KIB, MIB } from '../../src/base/units.js';
+import type { ControlRequest } from '../../src/control/port.js';
+import type { OperationReply } from '../../src/control/schema.js';
+import { Commands } from '../../src/daemon/commands.js';
+import { DataPath } from '../../src/daemon/datapath.js';
+import type { Scale } from '../../src/daemon/datapath.js';
+import type { Group } from '../../src/group/group.js';
+import type { DeviceView } from '../../src/group/service.js';
+import { Arena } from '../../src/io/arena.js';
+import { Reactor } from '../../src/io/reactor.js';
+import { capture } from './capture.js';
+import { SimClient } from './client.js';
+import { GroupModel } from './model.js';
+import type { ModelDevice } from './model.js';
+import type { CrashKind, SimNode, World } from './world.js';
+
+export const GROUP = 'g';
+const ARENA_BYTES = 16 * MIB;
+/** The reserve that space admission keeps (group/space.ts); simulated disks are smaller than it. */
+export const SPACE_RESERVE = 128 * MIB;
+
+export interface Sizes {
+  readonly segmentBytes: number;
+  readonly segments: number;
+  readonly syncBytes: number;
+  readonly syncMs: number;
+  readonly checkpointBytes: number;
+  readonly checkpointSeconds: number;
+  readonly mapMemory: number;
+  readonly maxBatchPayload: number;
+  readonly destageFraction: number;
+  readonly destageUs: number;
+  readonly compactSlackBytes: number;
+}
+
+export const SMALL: Sizes = {
+  segmentBytes: 256 * KIB, segments: 6, syncBytes: 64 * KIB, syncMs: 5, checkpointBytes: 512 * KIB, checkpointSeconds: 0.2, mapMemory: 64 * KIB,
+  maxBatchPayload: 64 * KIB, destageFraction: 0.1, destageUs: 20_000, compactSlackBytes: 64 * KIB,
+};
+
+export interface Peering {
+  readonly role: 'primary' | 'secondary';
+  /** Where this node listens for links. */
+  readonly listen?: string;
+  readonly peers: { readonly node: string; readonly address?: string }[];
+}
+
+export const ALONE: Peering = { role: 'primary', peers: [] };
+
+const memories: ArrayBuffer[] = [];
+
+/** One simulated machine with its disk, the process that runs on it, and what its group must hold. */
+export class SimHost {
+  readonly node: SimNode;
+  readonly model = new GroupModel();
+  readonly log: string[] = [];
+  path: DataPath | undefined;
+  commands: Commands | undefined;
+  client: SimClient | undefined;
+  reactor: Reactor | undefined;
+  /** What a kill -9 may lose now: everything not durable, because the journal's pages were dropped by a failed fsync. */
+  private pagesLost = false;
+  private boots = 1;
+  /** The primary's durable LSN as this secondary has been told; Infinity on a primary. */
+  stableLimit: () => number = () => Infinity;
+  checkpointsSeen = 0;
+  layerBlocksSeen = 0;
+
+  constructor(readonly world: World, readonly name: string, readonly sizes: Sizes = SMALL, readonly peering: Peering = ALONE, memoryIndex = 0) {
+    memories[memoryIndex] ??= new ArrayBuffer(ARENA_BYTES);
+    this.node = world.node(name, { memory: memories[memoryIndex] });
+    this.node.onCrash = (kind) => this.crashed(kind);
+  }
+
+  get group(): Group {
+    const group = this.path?.blocks.group(GROUP);
+    if (group === undefined) throw new Error(`${this.name} has no open group: ${this.path?.broken.map((one) => one.problem).join('; ') ?? 'no process'}`);
+    return group;
+  }
+
+  get alive(): boolean {
+    return this.node.alive;
+  }
+
+  /** Why the group is not open, if it is not. */
+  get problem(): string | undefined {
+    return this.path?.broken[0]?.problem;
+  }
+
+  /** Starts a process and opens the group. False when the process crashed while it did. */
+  start(): boolean {
+    const io = this.node.start();
+    this.say(`start, boot ${this.boots}`);
+    capture(io, {
+      begin: (entry) => this.model.begin(entry),
+      appended: () => this.model.appended(),
+      layerWrite: (device, block, content) => this.layerWrite(device, block, content),
+      slotWrite: (at, lowWater) => this.slotWrite(at, lowWater),
+      journalSyncFailed: () => {
+        this.pagesLost = true;
+      },
+    });
+    const scale: Scale = {
+      requestSlots: 256, destageBufferBytes: 64 * KIB, checkpointBufferBytes: 16 * KIB, maxBatchPayload: this.sizes.maxBatchPayload,
+      compactSlackBytes: this.sizes.compactSlackBytes, destageFraction: this.sizes.destageFraction, destageUs: this.sizes.destageUs, retryUs: 5_000,
+    };
+    return this.node.attempt(() => {
+      const reactor = new Reactor(io, new Arena(io));
+      this.reactor = reactor;
+      const log = new SinkLog((entry) => this.say(`${entry.level} ${entry.message} ${Object.keys(entry.fields).length > 1 ? JSON.stringify(entry.fields) : ''}`));
+      const path = DataPath.open(reactor, this.config(), log, {
+        bootId: `boot-${this.name}-${this.boots}`,
+        space: (where) => {
+          const { totalBytes, freeBytes } = io.space(where);
+          return { totalBytes, freeBytes: freeBytes + SPACE_RESERVE };
+        },
+        scale, serveNbd: false,
+      });
+      this.path = path;
+      this.commands = new Commands(path, 0);
+      if (path.broken.length === 0 && this.group.hasContent) this.opened();
+      this.node.step = () => reactor.step(-1);
+    });
+  }
+
+  /** The group is open: its state has to be one that the model allows. */
+  private opened(): void {
+    const { journal } = this.group;
+    this.model.endIs(journal.appendedLsn);
+    this.pagesLost = false;
+    // What a start has found or made is durable before anything is served.
+    if (this.group.role === 'primary') this.model.raiseFloor(journal.appendedLsn);
+    this.model.raiseFloor(journal.durableLsn);
+    this.client = new SimClient(this.path!.blocks, this.reactor!.arena, this.model, () => this.group.journal.durableLsn);
+    this.compareTree();
+    this.model.rebase();
+  }
+
+  /** A secondary that had nothing has taken its first content. */
+  adopted(): void {
+    if (this.client === undefined) this.opened();
+  }
+
+  private crashed(kind: CrashKind): void {
+    if (kind === 'power') {
+      this.boots++;
+      const group = this.path?.blocks.group(GROUP);
+      // The node's own claim is held to: what it calls durable may not be lost.
+      if (group?.hasContent === true && group.content !== undefined) this.model.raiseFloor(group.journal.durableLsn);
+    } else if (!this.pagesLost) {
+      this.model.raiseFloor(this.model.endLsn);
+    }
+    this.say(`${kind}: floor ${this.model.floor}, end ${this.model.endLsn}`);
+    this.path = undefined;
+    this.commands = undefined;
+    this.client = undefined;
+    this.reactor = undefined;
+  }
+
+  crash(kind: CrashKind): void {
+    this.node.crash(kind);
+  }
+
+  /** Carries a control request out; the result shows up later. */
+  command(request: ControlRequest): { reply?: unknown; error?: unknown; ended: boolean } {
+    const outcome: { reply?: unknown; error?: unknown; ended: boolean } = { ended: false };
+    const { model } = this;
+    this.node.attempt(() => this.commands!.handle(request, {
+      done: (reply) => {
+        outcome.reply = reply;
+        outcome.ended = true;
+        const { lsn } = reply as OperationReply;
+        if (request.op === 'create' || request.op === 'snapshot' || request.op === 'restore' || request.op === 'remove') {
+          const entry = model.entries.find((one) => one.lsn < lsn && lsn < one.endLsn);
+          if (entry === undefined) throw new Error(`${request.op} was answered with LSN ${lsn}, where no marker is`);
+          model.raiseFloor(entry.endLsn);
+        }
+      },
+      failed: (error) => {
+        outcome.error = error;
+        outcome.ended = true;
+      },
+    }));
+    this.node.poke();
+    return outcome;
+  }
+
+  view(device: ModelDevice): DeviceView | undefined {
+    const found = this.path?.blocks.find(`${GROUP}/${this.model.state.nameOf(device)}`);
+    return found === undefined || 'unavailable' in found ? undefined : found;
+  }
+
+  /** Names, sizes and descent of all devices are as the journal says. */
+  compareTree(): void {
+    const { tree } = this.group;
+    const have = [...tree.all()].map((d) => `${d.id} ${tree.nameOf(d)} ${d.sizeBytes} <${d.parent}`).sort();
+    const want = [...this.model.state.devices.values()].map((d) => `${d.id} ${this.model.state.nameOf(d)} ${d.sizeBytes} <${d.parent}`).sort();
+    if (have.join('\n') !== want.join('\n')) throw new Error(`the tree is\n${have.join('\n')}\nshould be\n${want.join('\n')}`);
+  }
+
+  // ---- the write-ahead rule ------------------------------------------------------------------------------
+
+  /** Nothing above it may be written where it cannot be undone. */
+  private get stable(): number {
+    const group = this.path?.blocks.group(GROUP);
+    return Math.min(group?.hasContent === true ? group.journal.durableLsn : this.model.floor, this.stableLimit());
+  }
+
+  private layerWrite(device: number, block: number, content: Uint8Array): void {
+    this.layerBlocksSeen++;
+    const endLsn = this.model.writtenAt(device, block, content);
+    if (endLsn === undefined) throw new Error(`WRITE-AHEAD: block ${block} of a layer of device ${device} is written with content that was never journaled there`);
+    if (endLsn > this.stable) throw new Error(`WRITE-AHEAD: block ${block} of a layer of device ${device} is destaged with content of LSN ${endLsn}, stable is ${this.stable}`);
+  }
+
+  private slotWrite(at: number, lowWater: number): void {
+    this.checkpointsSeen++;
+    if (at > this.stable) throw new Error(`WRITE-AHEAD: a checkpoint of LSN ${at} is committed, stable is ${this.stable}`);
+    if (lowWater > at) throw new Error(`a checkpoint of LSN ${at} has its low-water mark at ${lowWater}`);
+  }
+
+  // ---- configuration and words -------------------------------------------------------------------------------
+
+  private config(): Config {
+    const { sizes, peering } = this;
+    const listen = peering.listen === undefined ? {} : { listen: address(peering.listen) };
+    return {
+      node: this.name, dataDirectory: '/data', control: { socket: '/none' }, nbd: { listen: [], maxConnections: 4, handshakeSeconds: 10 },
+      link: { maxConnections: 4, handshakeSeconds: 10, ...listen }, log: { level: 'debug', format: 'json' }, dataPath: { spinUs: 0, arena: ARENA_BYTES },
+      groups: [{
+        name: GROUP, role: peering.role, recoverWait: 0.5,
+        journal: { size: sizes.segmentBytes * sizes.segments, segmentSize: sizes.segmentBytes, syncBytes: sizes.syncBytes, syncMilliseconds: sizes.syncMs },
+        store: { mapMemory: sizes.mapMemory, checkpointBytes: sizes.checkpointBytes, checkpointSeconds: sizes.checkpointSeconds, freeSpaceWatermark: 0 },
+        peers: peering.peers.map((peer) => ({
+          node: peer.node, secretFile: '/none', secret: new Uint8Array(32).fill(7), ...(peer.address === undefined ? {} : { address: address(peer.address) }),
+        })),
+      }],
+    };
+  }
+
+  say(words: string): void {
+    this.log.push(`${this.world.clock.now.toFixed(0)}us ${this.name} ${words.trim()}`);
+    if (this.log.length > 400) this.log.shift();
+  }
+}
+
+function address(words: string): { kind: 'tcp'; host: string; port: number } {
+  const [host, port] = words.split(':');
+  return { kind: 'tcp', host, port: Number(port) };
+}
