@@ -104,6 +104,11 @@ export class BlockReader {
       const layers = this.heldLayers;
       this.heldSegments = [];
       this.heldLayers = [];
+      if (this.table.count === 0) {
+        // The map nodes that were loaded say that all of it is zero: no file to read.
+        this.reactor.after(0, () => finish(0));
+        return;
+      }
       this.reactor.submit(Queue.read, this.table, (result) => {
         for (const segment of segments) segment.holds--;
         for (const layer of layers) layer.holds--;
