@@ -17,9 +17,10 @@ import { ServerHandshake } from '../vendor/nbd-protocol-ts/index.js';
 import type { ServerTransmission } from '../vendor/nbd-protocol-ts/index.js';
 import { ServiceDirectory } from './export.js';
 import type { DeviceExport } from './export.js';
+import { Stall } from './host.js';
+import type { TransmissionHost } from './host.js';
 import type { NbdServer } from './server.js';
-import { Stall, Transmission } from './transmission.js';
-import type { TransmissionHost } from './transmission.js';
+import { Transmission } from './transmission.js';
 
 export type Phase =
   /** Options are exchanged; no device is attached. */
@@ -238,7 +239,7 @@ export class Connection implements TransmissionHost, DeviceClient {
       return;
     }
     this.phase = 'entering';
-    this.server.starve(this);
+    this.starved();
   }
 
   // ---- for the server -----------------------------------------------------------------------------
@@ -260,6 +261,10 @@ export class Connection implements TransmissionHost, DeviceClient {
     if (this.phase === 'entering') this.beginTransmission(transmission);
     else transmission.fed();
     if (!this.isClosed) this.adjust();
+  }
+
+  get isStarved(): boolean {
+    return this.phase === 'entering' || (!this.isClosed && (this.transmission!.stall & Stall.starved) !== 0);
   }
 
   /** Requests taken in so far. */
@@ -295,7 +300,7 @@ export class Connection implements TransmissionHost, DeviceClient {
     const { transmission } = this;
     if (this.isClosed) return;
     if (transmission === undefined || this.phase === 'entering') return this.close('the server is being stopped');
-    transmission.stopReading();
+    transmission.stopReading('the server is being stopped');
     this.startDraining();
     this.finishIfIdle();
     if (!this.isClosed) this.adjust();
@@ -307,7 +312,7 @@ export class Connection implements TransmissionHost, DeviceClient {
 
   private finishIfIdle(): void {
     this.startDraining();
-    if (this.transmission!.idle) this.close('the client is done');
+    if (this.transmission!.idle) this.close(this.transmission!.endReason);
   }
 
   // ---- for the transmission, and for the group ----------------------------------------------------

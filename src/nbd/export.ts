@@ -15,9 +15,10 @@
 import {
   MAX_REQUEST_PAYLOAD, NBD_CONTEXT_BASE_ALLOCATION, NBD_EIO, NBD_ENOMEM, NBD_ENOSPC, NBD_EPERM, NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_HAS_FLAGS,
   NBD_FLAG_READ_ONLY, NBD_FLAG_SEND_CACHE, NBD_FLAG_SEND_DF, NBD_FLAG_SEND_FAST_ZERO, NBD_FLAG_SEND_FLUSH, NBD_FLAG_SEND_FUA,
-  NBD_FLAG_SEND_TRIM, NBD_FLAG_SEND_WRITE_ZEROES, NBD_REP_ERR_POLICY,
+  NBD_FLAG_SEND_TRIM, NBD_FLAG_SEND_WRITE_ZEROES, NBD_REP_ERR_POLICY, exportInfoProblem,
 } from '../vendor/nbd-protocol-ts/index.js';
 import type { ExportDirectory, ExportFacts, ExportInfo, ExportRefusal } from '../vendor/nbd-protocol-ts/index.js';
+import { assert } from '../base/assert.js';
 import { Errno } from '../base/errors.js';
 import type { BlockService, DeviceView } from '../group/service.js';
 
@@ -52,7 +53,7 @@ function describe(view: DeviceView): string {
 }
 
 export function exportOf(view: DeviceView): DeviceExport {
-  return {
+  const info: DeviceExport = {
     device: view,
     name: view.exportName,
     description: describe(view),
@@ -67,6 +68,9 @@ export function exportOf(view: DeviceView): DeviceExport {
       CONTINUITY_CONTEXT_PREFIX + view.continuityIdentity,
     ],
   };
+  const problem = exportInfoProblem(info);
+  assert(problem === undefined, `${view.exportName} cannot be exported: ${problem}`);
+  return info;
 }
 
 /** The exports of a service, for the handshake. There is no default export. */

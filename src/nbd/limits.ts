@@ -34,7 +34,10 @@ export interface NbdLimits {
   readonly largeWriteBytes: number;
   /** So many reply bytes are sent at once, without waiting for the end of the tick, while they are warm. */
   readonly flushBytes: number;
-  /** Kept aside so that a request of the maximum size always finds a buffer, however fragmented the arena is. */
+  /**
+   * Kept aside so that a request of the maximum size (32 MiB) always finds a buffer, however fragmented the arena is.
+   * With less, a larger request may wait for as long as the arena has no such range.
+   */
   readonly reserveBytes: number;
   /** Bytes of the arena that the NBD server leaves to others. */
   readonly headroomBytes: number;

@@ -22,8 +22,10 @@ import { REQUEST_BYTES } from '../vendor/nbd-protocol-ts/index.js';
 import { NO_BLOCK } from './chunk.js';
 import type { SharedChunk } from './chunk.js';
 
+/** No chunk may be smaller. */
+export const LEAST_CHUNK_BYTES = 64 * 1024;
 /** A `receive` into less room than this takes a fresh chunk instead. */
-const LEAST_ROOM_BYTES = 64 * 1024;
+const LEAST_ROOM_BYTES = LEAST_CHUNK_BYTES;
 /** Requests that have to wait are moved out of the shared chunk up to this size. */
 const MOVE_BYTES = 64 * 1024;
 
@@ -80,6 +82,11 @@ export class Receiver {
 
   get unparsed(): number {
     return this.end - this.pos;
+  }
+
+  /** Whether `receive` would find memory now. */
+  get hasRoom(): boolean {
+    return this.payloadSlot >= 0 || (this.held.count < this.held.max && this.chunk.reserve(LEAST_ROOM_BYTES) >= 0);
   }
 
   /** One recv of at most `budget` bytes into the right place: bytes, 0 at the end of the stream, −errno or NO_MEMORY. */

@@ -56,6 +56,7 @@ export class NbdServer implements RequestOwner {
   private touchedCount = 0;
   private spare: (Connection | undefined)[] = [];
   private readonly line: Connection[] = [];
+  private feeding = false;
   private reckoner: TimerId | undefined;
 
   private readonly removeHook: () => void;
@@ -190,29 +191,32 @@ export class NbdServer implements RequestOwner {
 
   // ---- the line of those who wait for slots or memory ----------------------------------------------
 
-  /** Puts `connection` at the end of the line, unless it stands there. */
+  /** Puts `connection` at the end of the line, unless it stands there or has just been let try. */
   starve(connection: Connection): void {
-    if (this.line.includes(connection)) return;
+    if (this.feeding || this.line.includes(connection)) return;
     this.line.push(connection);
     this.shared.reserveOpen = false;
     if (this.reckoner === undefined) this.startReckoning();
   }
 
-  /** Lets each in line try once, in order, until one of them gets nothing. */
+  /**
+   * Lets each in line try once, in order. Who got nothing keeps its place; who got something and wants more goes to
+   * the end, so that nobody takes all that is freed.
+   */
   private feed(): void {
-    for (let left = this.line.length; left > 0 && this.line.length > 0; left--) {
-      const connection = this.line.shift()!;
+    const turn = this.line.splice(0);
+    const again: Connection[] = [];
+    this.feeding = true;
+    this.shared.reserveOpen = true;
+    for (const connection of turn) {
+      if (connection.isClosed) continue;
       const before = connection.intake;
-      this.shared.reserveOpen = true;
       connection.fed();
-      this.shared.reserveOpen = this.line.length === 0;
-      if (this.line.at(-1) === connection && connection.intake === before) {
-        // Nothing for it: it keeps its place, and nobody behind it is let past.
-        this.line.pop();
-        this.line.unshift(connection);
-        return;
-      }
+      if (connection.isStarved) (connection.intake === before ? this.line : again).push(connection);
     }
+    this.line.push(...again);
+    this.feeding = false;
+    this.shared.reserveOpen = this.line.length === 0;
   }
 
   private startReckoning(): void {

@@ -16,8 +16,10 @@ import { MIB } from '../base/units.js';
 import type { BlockService } from '../group/service.js';
 import type { Arena } from '../io/arena.js';
 import type { Io } from '../io/io.js';
+import { OFFSET_DATA_HEADER_BYTES } from '../vendor/nbd-protocol-ts/index.js';
 import { NO_BLOCK, SharedChunk } from './chunk.js';
 import type { NbdLimits } from './limits.js';
+import { LEAST_CHUNK_BYTES } from './receive.js';
 import type { HeldChunks } from './receive.js';
 import { StatusCalls } from './status.js';
 
@@ -46,6 +48,8 @@ export class Shared {
     readonly limits: NbdLimits,
     readonly owner: number,
   ) {
+    assert(limits.chunkBytes >= LEAST_CHUNK_BYTES, `a chunk has at least ${LEAST_CHUNK_BYTES} bytes`);
+    assert(limits.largeReadBytes + OFFSET_DATA_HEADER_BYTES <= limits.chunkBytes, 'a READ that is not large fits into a chunk');
     this.receiveChunk = new SharedChunk(this, arena, limits.chunkBytes);
     this.sendChunk = new SharedChunk(this, arena, limits.chunkBytes);
     this.statusCalls = new StatusCalls(this, limits.maxExtentCalls, limits.maxExtents);

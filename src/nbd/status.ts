@@ -7,10 +7,10 @@
  */
 
 import { assert } from '../base/assert.js';
-import { Errno } from '../base/errors.js';
 import {
   BLOCK_STATUS_HEADER_BYTES, EXTENT_BYTES, NBD_CONTEXT_BASE_ALLOCATION, NBD_REPLY_FLAG_DONE, putBlockStatusHeader, putExtent,
 } from '../vendor/nbd-protocol-ts/index.js';
+import { NO_BLOCK } from './chunk.js';
 import type { Shared } from './shared.js';
 import type { Transmission } from './transmission.js';
 
@@ -26,12 +26,16 @@ export class StatusCalls {
     private readonly maxExtents: number,
   ) {}
 
-  /** A call to `start`, or undefined when too many are under way. */
-  take(): StatusCall | undefined {
-    const call = this.free.pop();
-    if (call !== undefined || this.made === this.maxCalls) return call;
-    this.made++;
-    return new StatusCall(this.shared, this.maxExtents, (done) => this.free.push(done));
+  /** A call to `start`, with memory for a reply about `contexts` contexts; undefined when either is short: wait in line. */
+  take(contexts: number): StatusCall | undefined {
+    const spare = this.free.length > 0;
+    if (!spare && this.made === this.maxCalls) return undefined;
+    const block = this.shared.allocate(contexts * BLOCK_STATUS_HEADER_BYTES + (this.maxExtents + contexts) * EXTENT_BYTES);
+    if (block < 0) return undefined;
+    const call = this.free.pop() ?? new StatusCall(this.shared, this.maxExtents, (done) => this.free.push(done));
+    if (!spare) this.made++;
+    call.block = block;
+    return call;
   }
 
   /** Calls that the service has not answered. */
@@ -48,6 +52,8 @@ export class StatusCall {
   private hi = 0;
   private lo = 0;
   private length = 0;
+  /** Where the reply is built; one reference, which goes to the transmission. */
+  block = NO_BLOCK;
   private extents: Float64Array;
 
   constructor(
@@ -79,18 +85,11 @@ export class StatusCall {
     const { transmission, hi, lo } = this;
     assert(transmission !== undefined, 'a BLOCK_STATUS call was answered twice');
     this.transmission = undefined;
-    let errno = count < 0 ? -count : 0;
-    let block = 0;
-    let bytes = 0;
-    if (errno === 0) {
-      assert(count <= this.extents.length / 2, 'the service gave more extents than there is room for');
-      bytes = transmission.outcome.contexts.length * BLOCK_STATUS_HEADER_BYTES + (count + transmission.outcome.contexts.length) * EXTENT_BYTES;
-      block = this.shared.allocate(bytes);
-      if (block < 0) errno = Errno.ENOMEM;
-      else bytes = this.build(transmission, block, count);
-    }
+    const errno = count < 0 ? -count : 0;
+    assert(count <= this.extents.length / 2, 'the service gave more extents than there is room for');
+    const bytes = errno === 0 ? this.build(transmission, this.block, count) : 0;
     this.giveBack(this);
-    transmission.statusAnswered(errno, hi, lo, block, bytes);
+    transmission.statusAnswered(errno, hi, lo, this.block, bytes);
   };
 
   /** One chunk per selected context, the last one marked as done. Returns the bytes written. */

@@ -22,36 +22,11 @@ import {
 import type { ServerTransmission, SessionFacts } from '../vendor/nbd-protocol-ts/index.js';
 import { DeviceFacts, wireErrno } from './export.js';
 import type { DeviceExport } from './export.js';
+import { Stall } from './host.js';
+import type { TransmissionHost } from './host.js';
 import { NO_MEMORY, Receiver } from './receive.js';
 import { BLOCKED, FLUSHED, ReplyQueue } from './reply.js';
 import type { Shared } from './shared.js';
-
-/** Why a connection takes no further requests, as bits. */
-export const Stall = {
-  /** The socket takes no more replies; until it is writable. */
-  blocked: 1,
-  /** It has as much under way as it may; until some of it is answered and sent. */
-  full: 2,
-  /** No slot or no memory is left; it waits in the server's line. */
-  starved: 4,
-} as const;
-
-/** Whoever owns the connection. The calls may come from within any method of a Transmission. */
-export interface TransmissionHost {
-  readonly fd: number;
-  /** Index of the connection in the server, for the `connection` column. */
-  readonly index: number;
-  /** Something can be sent or resumed at the end of the tick. */
-  touched(): void;
-  /** Stands in line for slots and memory until the server calls `fed`. */
-  starved(): void;
-  /** The connection cannot go on; `reason` is a sentence. Disposes of this Transmission. */
-  fail(reason: string): void;
-  /** After `dispose`: the service has answered everything. */
-  settled(): void;
-  /** The socket reported −`result`. Disposes of this Transmission. */
-  lost(result: number): void;
-}
 
 export class Transmission {
   readonly replies: ReplyQueue;
@@ -60,6 +35,8 @@ export class Transmission {
   stall = 0;
   /** False after DISC or the end of the stream: what is under way is answered, nothing more is taken. */
   reading = true;
+  /** Why `reading` is false, as a sentence. */
+  endReason = '';
   /** Slots and BLOCK_STATUS calls that the service has not answered. */
   underService = 0;
   /** Requests taken in, refused ones included. */
@@ -120,7 +97,7 @@ export class Transmission {
       } else if (this.input.midRequest) {
         return this.host.fail('the client closed the connection in the middle of a request');
       } else {
-        return this.stopReading();
+        return this.stopReading('the client closed the connection');
       }
     }
   }
@@ -145,9 +122,10 @@ export class Transmission {
     return true;
   }
 
-  /** Nothing more is taken; the host closes when `idle`. */
-  stopReading(): void {
+  /** Nothing more is taken; the host closes when `idle`, for `reason`. */
+  stopReading(reason: string): void {
     this.reading = false;
+    this.endReason = reason;
     this.host.touched();
   }
 
@@ -169,7 +147,7 @@ export class Transmission {
       const type = requestType(view, at);
       if (type === NBD_CMD_DISC) {
         input.pos = input.end;
-        return this.stopReading();
+        return this.stopReading('the client disconnected');
       }
       if (!replies.admit()) {
         if (replies.starving) this.starve();
@@ -296,7 +274,7 @@ export class Transmission {
   }
 
   private blockStatus(one: boolean, hi: number, lo: number, offset: number, length: number): void {
-    const call = this.shared.statusCalls.take();
+    const call = this.shared.statusCalls.take(this.outcome.contexts.length);
     if (call === undefined) return this.starve();
     this.take();
     this.underService++;
@@ -414,15 +392,18 @@ export class Transmission {
     this.queued();
   }
 
-  /** A BLOCK_STATUS call was answered: `length` bytes of chunks in `block`, whose reference is taken over, or an errno. */
+  /** A BLOCK_STATUS call was answered: an errno, or `length` bytes of chunks in `block`, whose reference is taken over. */
   statusAnswered(errno: number, hi: number, lo: number, block: number, length: number): void {
     this.underService--;
     if (this.disposed) {
-      if (errno === 0) this.shared.arena.release(block);
+      this.shared.arena.release(block);
       if (this.underService === 0) this.host.settled();
       return;
     }
-    if (errno !== 0) return this.answerError(NBD_CMD_BLOCK_STATUS, wireErrno(errno), hi, lo);
+    if (errno !== 0) {
+      this.shared.arena.release(block);
+      return this.answerError(NBD_CMD_BLOCK_STATUS, wireErrno(errno), hi, lo);
+    }
     this.replies.readBytes += length;
     this.replies.pushData(block, length, block, 1);
     this.queued();
@@ -457,8 +438,10 @@ export class Transmission {
     if (!this.disposed) this.resume();
   }
 
-  /** It is this connection's turn for slots and memory. */
+  /** It is this connection's turn for slots and memory; it is still `starved` afterwards if it got too little. */
   fed(): void {
+    // To go on receiving without room would only bring it back here at once, over and over.
+    if (this.input.unparsed === 0 && !this.input.hasRoom) return;
     this.stall &= ~Stall.starved;
     this.resume();
   }

@@ -19,7 +19,8 @@ void withRig('nbdinfo shows size, flags, block sizes and identity', {}, async (r
     }],
   });
   const list = await rig.tool('nbdinfo', '--list', '--json', rig.uri(''));
-  t.match(JSON.parse(list.stdout).exports.map((one: { 'export-name': string }) => one['export-name']), ['g/v', 'g/v@s']);
+  const { exports } = JSON.parse(list.stdout) as { exports: { 'export-name': string }[] };
+  t.strictSame(exports.map((one) => one['export-name']), ['g/v', 'g/v@s']);
   const missing = await rig.tool('nbdinfo', rig.uri('g/none'));
   t.not(missing.code, 0);
   t.match(missing.stderr, /No such file or directory/, 'NBD_REP_ERR_UNKNOWN');

@@ -1,6 +1,6 @@
 /** Back-pressure, floods, slow and silent clients: memory stays bounded, the others are served. */
 import { KIB, MIB } from '../../src/base/units.js';
-import { Stall } from '../../src/nbd/transmission.js';
+import { Stall } from '../../src/nbd/host.js';
 import {
   NBD_CMD_BLOCK_STATUS as BLOCK_STATUS, NBD_CMD_FLUSH as FLUSH, NBD_CMD_READ as READ, NBD_CMD_WRITE as WRITE,
 } from '../../src/vendor/nbd-protocol-ts/index.js';
@@ -109,6 +109,24 @@ void withRig('when others use up the arena, requests of any size are still serve
   rig.until(() => clients.every((client, i) => client.reply(reads[i]) !== undefined), 'three READs of 32 MiB');
   t.ok(clients.every((client, i) => client.reply(reads[i])!.data.equals(bytes)));
   for (const block of taken) rig.arena.release(block);
+});
+
+void withRig('with no memory at all the server rests, and goes on as soon as there is some', {
+  arenaBytes: 64 * MIB, limits: { headroomBytes: 0 },
+}, (rig, t) => {
+  rig.service.add('g/v', 64 * MIB);
+  const clients = [rig.attach('g/v'), rig.attach('g/v')];
+  const taken: number[] = [];
+  for (let block = rig.arena.alloc(4096); block >= 0; block = rig.arena.alloc(4096)) taken.push(block);
+  const data = pattern(5000, 1);
+  const cookies = clients.map((client) => client.request(WRITE, 0, 0, 5000, data));
+  // Returns only when nothing happens any more: a server that polls for memory would keep it busy.
+  rig.settle();
+  t.equal(rig.server.status().filter(({ stall }) => (stall & Stall.starved) !== 0).length, 2);
+  for (const block of taken) rig.arena.release(block);
+  // Whoever frees memory does so within a tick.
+  rig.reactor.again();
+  rig.until(() => clients.every((client, i) => client.reply(cookies[i])?.errno === 0), 'both are served');
 });
 
 void withRig('who holds memory and makes no progress while others wait for it is closed', {

@@ -106,8 +106,9 @@ export class Rig {
       const env = cleanEnvironment({ PATH: `/usr/bin:${process.env.PATH ?? ''}` });
       execFile(command, args, { env, timeout: PATIENCE_MS, maxBuffer: 64 * MIB }, (error, stdout, stderr) => {
         running = false;
-        if (error !== null && typeof error.code !== 'number') reject(error);
-        else resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr });
+        if (error === null) resolve({ code: 0, stdout, stderr });
+        else if (typeof error.code === 'number') resolve({ code: error.code, stdout, stderr });
+        else reject(new Error(`${command}: ${error.message}`));
       });
       const turn = (): void => {
         if (!running) return;

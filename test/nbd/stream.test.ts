@@ -4,7 +4,7 @@ import {
   NBD_CMD_BLOCK_STATUS as BLOCK_STATUS, NBD_CMD_DISC as DISC, NBD_CMD_FLUSH as FLUSH, NBD_CMD_READ as READ, NBD_CMD_TRIM as TRIM,
   NBD_CMD_WRITE as WRITE, NBD_EINVAL, NBD_ENOSPC,
 } from '../../src/vendor/nbd-protocol-ts/index.js';
-import { Stall } from '../../src/nbd/transmission.js';
+import { Stall } from '../../src/nbd/host.js';
 import { pattern, seeded, withRig } from './rig.js';
 import type { Rig } from './rig.js';
 import type { RawClient } from './raw-client.js';
