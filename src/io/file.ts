@@ -81,7 +81,7 @@ export function mkdirs(io: Io, path: string, mode: number = DIRECTORY_MODE): voi
   } else if (result === -Errno.EEXIST) {
     // A file of this name is in the way when it does not open as a directory.
     must(io.close(must(io.open(path, O.RDONLY | O.DIRECTORY, 0), 'open directory', path)), 'close directory', path);
-    return;
+    // And durably: a process that was killed may have made it and not synced its name.
   } else {
     must(result, 'create directory', path);
   }

@@ -89,6 +89,9 @@ export class SegmentPool {
   scan(): FoundSegment[] {
     const { io, arena } = this.reactor;
     const found: FoundSegment[] = [];
+    // A process that was killed may have made files whose names were not durable yet: what is found here is used.
+    const named = io.syncDirectory(this.directory);
+    if (named < 0) throw new IoError(-named, 'fsync', this.directory);
     for (const name of io.list(this.directory)) {
       const match = NAME.exec(name);
       if (match === null) continue;

@@ -183,6 +183,9 @@ export class LayerTable {
     const known = new Map<string, Layer>();
     for (const layer of this.byNumber.values()) known.set(layerFileName(layer), layer);
     const deleted: string[] = [];
+    // A process that was killed may have made files whose names were not durable yet: what is found here is used.
+    const named = this.io.syncDirectory(this.directory);
+    if (named < 0) throw new IoError(-named, 'fsync', this.directory);
     for (const name of this.io.list(this.directory)) {
       if (!name.startsWith('device-')) continue;
       const layer = known.get(name);
