@@ -18,7 +18,7 @@ import type { TimerId } from '../io/timers.js';
 import { batch, entry, RecordKind, usedHeaderBytes } from '../journal/format.js';
 import { verifyHeader, verifyPayloads, wirePayloadBytes } from '../journal/verify.js';
 import type { Connection } from './connection.js';
-import { AckFlag, cleanSentence } from './message.js';
+import { AckFlag, cleanSentence, MAX_EPOCHS_SENT } from './message.js';
 
 export interface ApplierOptions {
   /** Longest time from a receive to the journal's fdatasync, when none is under way. */
@@ -135,7 +135,10 @@ export class Applier {
     const number = batch.epochNumber(view, at);
     const marker = entry.kind(view, entry.at(at, 0)) === RecordKind.marker;
     const known = this.announced.epochs.find((epoch) => epoch.id === id);
-    const fits = known !== undefined ? known.number === number && known.start.lsn === lsn : lsn >= this.announced.lsn;
+    const { epochs } = this.announced;
+    // A very long history is announced without its beginning.
+    const unannounced = lsn >= this.announced.lsn || (epochs.length === MAX_EPOCHS_SENT && lsn < epochs[0].start.lsn);
+    const fits = known !== undefined ? known.number === number && known.start.lsn === lsn : unannounced;
     if (fits && marker && number > this.epochNumber) return;
     throw new PeerError('link/foreign-epoch', `at LSN ${lsn}: a batch of epoch ${number} (${id}), which does not belong there`);
   }

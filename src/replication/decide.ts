@@ -59,6 +59,15 @@ export function samePosition(a: Position, b: Position): boolean {
   return a.lsn === b.lsn && a.chainHi === b.chainHi && a.chainLo === b.chainLo;
 }
 
+/** Indices behind the last epoch that both have; by id, for a message may lack the beginning of a very long history. */
+function behindCommon(mine: readonly EpochEntry[], theirs: readonly EpochEntry[]): [number, number] {
+  for (let i = mine.length - 1; i >= 0; i--) {
+    const there = theirs.findIndex((one) => one.id === mine[i].id);
+    if (there >= 0) return [i + 1, there + 1];
+  }
+  return [0, 0];
+}
+
 /** How often the role of primary changed hands behind the common part of two histories. */
 function takeovers(epochs: readonly EpochEntry[], common: number): number {
   let count = 0;
@@ -78,9 +87,8 @@ function takeovers(epochs: readonly EpochEntry[], common: number): number {
 export function newerEpoch(mine: Pick<NodeView, 'node' | 'epochs'>, theirs: Pick<NodeView, 'epochs'>): EpochEntry | undefined {
   const last = mine.epochs[mine.epochs.length - 1];
   if (last === undefined) return undefined;
-  let common = 0;
-  while (common < mine.epochs.length && common < theirs.epochs.length && mine.epochs[common].id === theirs.epochs[common].id) common++;
-  const more = takeovers(theirs.epochs, common) - takeovers(mine.epochs, common);
+  const [ours, common] = behindCommon(mine.epochs, theirs.epochs);
+  const more = takeovers(theirs.epochs, common) - takeovers(mine.epochs, ours);
   if (more < 0) return undefined;
   for (let i = theirs.epochs.length - 1; i >= common; i--) {
     const epoch = theirs.epochs[i];
@@ -129,13 +137,9 @@ function endOf(view: NodeView, index: number): number {
 }
 
 function compare(dialer: NodeView, listener: NodeView, chainAt: (lsn: number) => Position | undefined): Plan {
-  let d = dialer.epochs.length - 1;
-  let l = -1;
-  for (; d >= 0; d--) {
-    l = listener.epochs.findIndex((one) => one.id === dialer.epochs[d].id);
-    if (l >= 0) break;
-  }
-  if (l < 0) return compareFresh(dialer, listener);
+  const [behindD, behindL] = behindCommon(dialer.epochs, listener.epochs);
+  if (behindD === 0) return compareFresh(dialer, listener);
+  const [d, l] = [behindD - 1, behindL - 1];
   const common = dialer.epochs[d];
   if (!samePosition(common.start, listener.epochs[l].start) || common.number !== listener.epochs[l].number) {
     return refuse('link/diverged', `nodes ${dialer.node} and ${listener.node} say that epoch ${common.number} (${common.id}) began at different positions`);

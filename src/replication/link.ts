@@ -203,6 +203,7 @@ export class OutgoingLink implements SessionOwner {
 
   receiving(session: LinkSession): void {
     this.host.receiving(session);
+    this.host.log.info(`receives from ${this.peer}`, { from: this.group.position.lsn });
   }
 
   acked(session: LinkSession): void {
@@ -339,7 +340,9 @@ export class OutgoingLink implements SessionOwner {
     };
     const known = from ? Math.max(end, this.incoming?.applier?.durableThere ?? 0) : end;
     const place = from ? own : theirs;
-    const lagBytes = Math.max(0, known - place.applied);
+    // Before the first contact nobody knows how far the peer is; what is kept for it is the most that it can be served.
+    const reached = from || this.connects > 0 ? place.applied : Math.max(place.applied, this.cursor ?? 0);
+    const lagBytes = Math.max(0, known - reached);
     const wallMs = this.incoming?.applier?.lastWallMs ?? 0;
     const fromSeconds = wallMs === 0 ? 0 : Math.max(0, this.host.reactor.io.wallMs() - wallMs) / 1000;
     return {

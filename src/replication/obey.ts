@@ -6,7 +6,7 @@
  * know: frames.
  */
 
-import { PeerError } from '../base/errors.js';
+import { IoError, PeerError } from '../base/errors.js';
 import { newerEpoch, samePosition } from './decide.js';
 import { boundaryAt, positionMessage, viewOf } from './history.js';
 import type { Message } from './message.js';
@@ -47,11 +47,21 @@ function follow(session: LinkSession, plan: Extract<Message<'plan'>, { kind: 'st
     throw new PeerError('link/bad-plan', `node ${link.node} stands at LSN ${group.position.lsn} and cannot be sent the stream from LSN ${plan.from.lsn}`);
   }
   link.receiving(session);
-  if (group.groupId === undefined) group.adoptGroupId(session.peerView!.groupId!);
+  if (group.groupId === undefined) adopt(session, session.peerView!.groupId!);
   session.phase = 'applying';
   session.connection.allow(Type.batch, Type.goodbye, Type.heartbeat);
   session.receive('follow');
   session.applier?.acknowledge(true);
+}
+
+/** Makes the first journal of this node's group: what the disk says to that ends the link, not the node. */
+function adopt(session: LinkSession, groupId: string): void {
+  try {
+    session.group.adoptGroupId(groupId);
+  } catch (error) {
+    if (!(error instanceof IoError)) throw error;
+    throw new PeerError('link/group-failed', `node ${session.link.node} cannot make its journal: ${error.message}`);
+  }
 }
 
 function rewind(session: LinkSession, plan: Extract<Message<'plan'>, { kind: 'rewind' }>): void {

@@ -75,7 +75,7 @@ const rows: Row[] = [
   { name: 'two lost epochs, with a higher number than its own', p: { epochs: '1p@0 2pB@200', at: 250 }, s: { epochs: '1p@0 2pA@200 3p@260', at: 300 }, want: { kind: 'rewind', to: at(200) } },
   { name: 'lost epoch that began before the common end', p: { epochs: '1p@0 2pB@200', at: 250 }, s: { epochs: '1p@0 2pA@180', at: 300 }, want: { kind: 'rewind', to: at(180) } },
   { name: 'a takeover: what the old primary had sent to another secondary only', p: { epochs: '1p@0 2s@200', at: 250 }, s: { epochs: '1p@0', at: 300 }, want: { kind: 'rewind', to: at(200) } },
-  { name: 'never undoes an epoch of another node', p: { epochs: '1p@0 2p@200 3p@220', at: 250 }, s: { epochs: '1p@0 2s@200', at: 300 }, want: { kind: 'refuse', code: 'link/diverged' }, sentence: /epoch 2 of node s/ },
+  { name: 'never undoes an epoch of another node', p: { epochs: '1q@0 2p@200 3p@220', at: 250 }, s: { epochs: '1q@0 2s@200', at: 300 }, want: { kind: 'refuse', code: 'link/diverged' }, sentence: /epoch 2 of node s/ },
   // ---- fetch
   { name: 'recovering: the peer has more', p: { epochs: '1p@0', at: 200, role: 'recovering' }, s: { epochs: '1p@0', at: 300 }, want: { kind: 'fetch', from: at(200), upTo: 300 } },
   { name: 'recovering: the peer has a later epoch of ours', p: { epochs: '1p@0', at: 200, role: 'recovering' }, s: { epochs: '1p@0 2p@250', at: 300 }, want: { kind: 'fetch', from: at(200), upTo: 300 } },
@@ -87,7 +87,9 @@ const rows: Row[] = [
   { name: 'the listener was promoted', p: { epochs: '1p@0', at: 300 }, s: { epochs: '1p@0 2s@200', at: 250, role: 'primary' }, want: { kind: 'fenced' } },
   { name: 'the listener follows one that was promoted', p: { epochs: '1p@0', at: 300 }, s: { epochs: '1p@0 2x@200', at: 250 }, want: { kind: 'fenced' } },
   { name: 'recovering, and somebody took over', p: { epochs: '1p@0', at: 200, role: 'recovering' }, s: { epochs: '1p@0 2s@200', at: 250, role: 'primary' }, want: { kind: 'fenced' } },
-  { name: 'both primary, same number', p: { epochs: '1p@0 2p@200', at: 300 }, s: { epochs: '1p@0 2s@200', at: 250, role: 'primary' }, want: { kind: 'refuse', code: 'link/both-primary' }, sentence: /both primary/ },
+  { name: 'a takeover outranks restarts, however many', p: { epochs: '1p@0 2p@200 3p@220 4p@230', at: 300 }, s: { epochs: '1p@0 2s@200', at: 250 }, want: { kind: 'fenced' } },
+  { name: 'restarts of the listener do not outrank the takeover of the dialer', p: { epochs: '1s@0 2p@200', at: 300 }, s: { epochs: '1s@0 2s@200 3s@220', at: 250, role: 'primary' }, want: { kind: 'refuse', code: 'link/both-primary' } },
+  { name: 'both primary, as many takeovers, same number', p: { epochs: '1q@0 2p@200', at: 300 }, s: { epochs: '1q@0 2s@200', at: 250, role: 'primary' }, want: { kind: 'refuse', code: 'link/both-primary' }, sentence: /both primary/ },
   { name: 'the listener is a primary of an older epoch', p: { epochs: '1p@0 2p@200', at: 300 }, s: { epochs: '1p@0', at: 250, role: 'primary' }, want: { kind: 'refuse', code: 'link/both-primary' } },
   { name: 'both recover', p: { epochs: '1p@0', at: 300, role: 'recovering' }, s: { epochs: '1p@0', at: 250, role: 'recovering' }, want: { kind: 'refuse', code: 'link/both-primary' } },
   { name: 'the listener is fenced', p: { epochs: '1p@0', at: 300 }, s: { epochs: '1p@0', at: 250, role: 'fenced' }, want: { kind: 'refuse', code: 'link/peer-fenced' }, sentence: /because of s/ },
@@ -110,7 +112,11 @@ t.test('newerEpoch counts only what another node began and we do not know', asyn
   const mine = { node: 'p', epochs: history('1p@0 2p@100') };
   t.equal(newerEpoch(mine, { epochs: history('1p@0 2p@100') }), undefined);
   t.equal(newerEpoch(mine, { epochs: history('1p@0 2p@100 3p@200') }), undefined);
-  t.equal(newerEpoch(mine, { epochs: history('1p@0 2s@100') }), undefined);
+  t.equal(newerEpoch(mine, { epochs: history('1p@0 2s@100') })?.node, 's');
+  t.equal(newerEpoch({ node: 's', epochs: history('1p@0 2s@100') }, mine), undefined);
+  t.equal(newerEpoch({ node: 'p', epochs: history('1q@0 2p@100') }, { epochs: history('1q@0 2s@100') }), undefined);
+  t.equal(newerEpoch({ node: 'p', epochs: history('1q@0 2p@100') }, { epochs: history('1q@0 2s@100 3s@120') })?.number, 3);
+  t.equal(newerEpoch({ node: 'p', epochs: history('1p@0 2p@100') }, { epochs: history('2p@100 3s@200') })?.node, 's', 'a message without the beginning');
   t.equal(newerEpoch(mine, { epochs: history('1p@0 2p@100 3s@200 4p@300') })?.node, 's');
   t.equal(newerEpoch({ node: 'p', epochs: [] }, { epochs: history('1s@0') }), undefined);
 });

@@ -175,6 +175,52 @@ t.test('batches that are wrong in one thing only are refused, and nothing of the
   void memory;
 });
 
+t.test('a message that was altered, its checksums repaired, is recognised by its signature', async (t) => {
+  const rig = realRig(t);
+  const io = RealIo.create({ arenaBytes: 1024 * 1024 });
+  const arena = new Arena(io);
+  const scratch = arena.alloc(65536);
+  const proxy = new Proxy(RealIo.create({ arenaBytes: 1024 * 1024 }), rig.address('b'));
+  proxy.listen(rig.address('p'));
+  t.teardown(() => {
+    proxy.close();
+    proxy.io.dispose();
+    io.dispose();
+  });
+  const { a, b } = pair(rig);
+  let forged = 0;
+  for (const [type, fromDialer, where] of [
+    [FrameType.position, true, 60], [FrameType.position, false, 60], [FrameType.plan, true, 5], [FrameType.position, true, -1], [FrameType.plan, true, -1],
+  ] as const) {
+    let armed = true;
+    proxy.meddle = (bytes, _connection, direction) => {
+      arena.u8.set(bytes, scratch);
+      for (let at = 0; at + FRAME_HEADER_BYTES <= bytes.length; ) {
+        const length = arena.view.getUint32(scratch + at + 12, true);
+        if (armed && direction === fromDialer && arena.u8[scratch + at + 8] === type && at + FRAME_HEADER_BYTES + length <= bytes.length) {
+          armed = false;
+          arena.u8[scratch + at + FRAME_HEADER_BYTES + (where < 0 ? length + where : where)] ^= 1;
+          sealFrame({ io, arena }, scratch + at, scratch + at + FRAME_HEADER_BYTES);
+        }
+        at += FRAME_HEADER_BYTES + length;
+      }
+      return Uint8Array.from(arena.u8.subarray(scratch, scratch + bytes.length));
+    };
+    a.entries.length = b.entries.length = 0;
+    const before = b.group.position.lsn;
+    a.connect([{ node: 'b', address: rig.address('p'), secret: SECRET }]).start();
+    b.links.start();
+    rig.until(() => (proxy.reactor.step(0), [...a.codes, ...b.codes].includes('link/forged')), `type ${type}`);
+    forged++;
+    t.equal(fromDialer ? b.codes[0] : a.codes.find((code) => code !== ''), 'link/forged');
+    if (forged === 1) t.equal(b.group.position.lsn, before);
+    rig.until(() => (proxy.reactor.step(0), b.group.position.lsn === a.group.position.lsn && a.links.status()[0].state === 'streaming'), 'the next attempt');
+    a.links.close();
+    rig.until(() => (proxy.reactor.step(0), b.links.link('a')!.incoming === undefined));
+    a.group.append(1, () => 0.5);
+  }
+});
+
 t.test('headers and messages of random bytes are refused with PeerError and nothing else', async (t) => {
   const io = RealIo.create({ arenaBytes: 1024 * 1024 });
   const arena = new Arena(io);

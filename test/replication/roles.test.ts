@@ -224,21 +224,50 @@ t.test('an old primary that comes back with more records is fenced, and nothing 
   t.strictSame(b.group.position, before);
 });
 
-t.test('two primaries of the same epoch number refuse each other', async (t) => {
+t.test('a promotion outranks the restarts of the old primary', async (t) => {
   const rig = realRig(t);
   const { a, b } = mutual(rig);
   fill(a.group, 10);
   streaming(rig, a, b);
   a.closeLinks();
   b.closeLinks();
-  a.group.beginEpoch();
+  for (let i = 0; i < 3; i++) a.group.beginEpoch();
   b.group.promote();
   a.connect([{ node: 'b', address: rig.address('b'), secret: SECRET }]).start();
   b.connect([{ node: 'a', secret: SECRET }]).start();
   b.listen(rig.address('b'));
-  rig.until(() => a.links.status()[0].state === 'refused');
-  t.match(a.links.status()[0].reason, /nodes a and b are both primary/);
-  t.strictSame([a.group.role, b.group.role], ['primary', 'primary']);
+  rig.until(() => a.group.role === 'fenced');
+  t.equal(b.group.role, 'primary');
+});
+
+t.test('two nodes that were both promoted refuse each other', async (t) => {
+  const rig = realRig(t);
+  const { a, b } = mutual(rig);
+  const q = rig.node('q');
+  a.closeLinks();
+  b.closeLinks();
+  q.openGroup().found();
+  q.connect([{ node: 'a', address: rig.address('a'), secret: SECRET }, { node: 'b', address: rig.address('b'), secret: SECRET }]);
+  for (const node of [a, b]) {
+    node.group.close();
+    node.openGroup({ name: 'h' });
+    Object.defineProperty(node.group, 'name', { value: 'g' });
+    const other = node === a ? 'b' : 'a';
+    node.connect([{ node: 'q', secret: SECRET }, { node: other, address: rig.address(other), secret: SECRET }]).start();
+    node.listen(rig.address(node.name));
+  }
+  q.links.start();
+  fill(q.group, 5);
+  rig.until(() => [a, b].every((node) => node.group.position.lsn === q.group.position.lsn));
+  q.closeLinks();
+  a.group.promote();
+  b.group.promote();
+  for (const node of [a, b]) node.links.rolesChanged();
+  rig.until(() => a.links.status()[1].state === 'refused' && b.links.status()[1].state === 'refused');
+  for (const node of [a, b]) {
+    t.match(node.links.status()[1].reason, /are both primary/);
+    t.equal(node.group.role, 'primary');
+  }
 });
 
 t.test('roles can swap: the promoted node ships, the demoted one receives', async (t) => {
