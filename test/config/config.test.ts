@@ -27,7 +27,7 @@ t.test('the smallest configuration gets every default', async (t) => {
   const config = accepted(EXAMPLE);
   t.strictSame(config.control, { socket: '/run/lockstep/control.sock' });
   t.strictSame(config.nbd.listen, [{ kind: 'unix', path: '/run/lockstep/nbd.sock' }]);
-  t.strictSame(config.groups[0].journal, { size: 2 ** 30, segmentSize: 2 ** 26, syncBytes: 2 ** 25, syncMilliseconds: 200 });
+  t.strictSame(config.groups[0].journal, { size: 2 ** 32, segmentSize: 2 ** 26, syncBytes: 2 ** 29, syncMilliseconds: 1000 });
   t.strictSame(config.groups[0].store, { mapMemory: 2 ** 28, checkpointBytes: 2 ** 30, checkpointSeconds: 30, freeSpaceWatermark: 2 ** 30 });
   t.equal(config.groups[0].recoverWait, 5);
   t.strictSame(config.dataPath, { spinUs: 100, arena: 2 ** 28 });
@@ -160,7 +160,7 @@ t.test('the help names every key with its default, and its example is valid', as
   t.equal(fallback('node'), 'required');
   t.equal(fallback('metrics.listen'), 'required with metrics');
   t.equal(fallback('link.listen'), 'optional');
-  t.equal(fallback('groups[].journal.size'), '1 GiB');
+  t.equal(fallback('groups[].journal.size'), '4 GiB');
   t.match(configHelp(), JSON.stringify(EXAMPLE, null, 2));
   t.equal(configTable().split('\n').length, rows.length + 2);
 });
