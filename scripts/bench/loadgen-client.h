@@ -137,7 +137,7 @@ class Client {
     uint8_t q[nbd::kRequestBytes] = {};
     put32(q, nbd::kRequestMagic);
     put16(q + 6, nbd::kDisc);
-    sendExactly(fd, q, sizeof q);
+    if (!sendExactly(fd, q, sizeof q)) die("the server closed the connection before DISC");
   }
 
  private:
@@ -160,7 +160,7 @@ class Client {
     put32(&go[16], uint32_t(4 + name.size() + 2));
     put32(&go[20], uint32_t(name.size()));
     memcpy(&go[24], name.data(), name.size());
-    sendExactly(fd, go.data(), go.size());
+    if (!sendExactly(fd, go.data(), go.size())) die("the server broke off the handshake");
     for (;;) {
       if (!receiveExactly(fd, head, 20) || get64(head) != nbd::kOptionReplyMagic) die("the server broke off the handshake");
       uint32_t kind = get32(head + 12), n = get32(head + 16);

@@ -98,18 +98,20 @@ struct Address {
   }
 };
 
-inline void sendExactly(int fd, const void* data, size_t n) {
+// False when the other side closed or broke the connection.
+inline bool sendExactly(int fd, const void* data, size_t n) {
   const char* p = static_cast<const char*>(data);
   while (n > 0) {
     ssize_t k = send(fd, p, n, MSG_NOSIGNAL);
     if (k < 0 && errno == EINTR) continue;
-    if (k <= 0) die("send: %s", strerror(errno));
+    if (k <= 0) return false;
     p += k;
     n -= size_t(k);
   }
+  return true;
 }
 
-// False when the other side closed or broke the connection.
+// As above.
 inline bool receiveExactly(int fd, void* data, size_t n) {
   char* p = static_cast<char*>(data);
   while (n > 0) {

@@ -69,22 +69,20 @@ class NullServer {
   uint16_t flags() const {
     return nbd::kHasFlags | nbd::kSendFlush | nbd::kSendFua | nbd::kSendTrim | nbd::kSendZeroes | nbd::kMultiConn;
   }
-  void optionReply(int fd, uint32_t option, uint32_t kind, const uint8_t* data, uint32_t n) {
+  bool optionReply(int fd, uint32_t option, uint32_t kind, const uint8_t* data, uint32_t n) {
     uint8_t head[20];
     put64(head, nbd::kOptionReplyMagic);
     put32(head + 8, option);
     put32(head + 12, kind);
     put32(head + 16, n);
-    sendExactly(fd, head, sizeof head);
-    if (n > 0) sendExactly(fd, data, n);
+    return sendExactly(fd, head, sizeof head) && sendExactly(fd, data, n);
   }
   bool handshake(int fd) {
     uint8_t hello[18], client[4], head[16], body[65536];
     put64(hello, nbd::kMagic);
     put64(hello + 8, nbd::kOptionMagic);
     put16(hello + 16, nbd::kFixedNewstyle | nbd::kNoZeroes);
-    sendExactly(fd, hello, sizeof hello);
-    if (!receiveExactly(fd, client, 4)) return false;
+    if (!sendExactly(fd, hello, sizeof hello) || !receiveExactly(fd, client, 4)) return false;
     for (;;) {
       if (!receiveExactly(fd, head, 16)) return false;
       uint32_t option = get32(head + 8), n = get32(head + 12);
@@ -94,18 +92,15 @@ class NullServer {
       put64(info + 2, exportBytes_);
       put16(info + 10, flags());
       if (option == nbd::kOptGo || option == nbd::kOptInfo) {
-        optionReply(fd, option, nbd::kRepInfo, info, sizeof info);
-        optionReply(fd, option, nbd::kRepAck, nullptr, 0);
+        if (!optionReply(fd, option, nbd::kRepInfo, info, sizeof info) || !optionReply(fd, option, nbd::kRepAck, nullptr, 0)) return false;
         if (option == nbd::kOptGo) return true;
       } else if (option == nbd::kOptExportName) {
         uint8_t zeroes[124] = {};
-        sendExactly(fd, info + 2, 10);
-        if ((get32(client) & nbd::kNoZeroes) == 0) sendExactly(fd, zeroes, sizeof zeroes);
-        return true;
+        return sendExactly(fd, info + 2, 10) && ((get32(client) & nbd::kNoZeroes) != 0 || sendExactly(fd, zeroes, sizeof zeroes));
       } else if (option == nbd::kOptAbort) {
         return false;
-      } else {
-        optionReply(fd, option, nbd::kRepErrUnsup, nullptr, 0);
+      } else if (!optionReply(fd, option, nbd::kRepErrUnsup, nullptr, 0)) {
+        return false;
       }
     }
   }

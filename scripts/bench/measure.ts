@@ -32,12 +32,15 @@ export async function load(target: Target, args: readonly string[]): Promise<Loa
   return JSON.parse(result.stdout) as LoadResult;
 }
 
-/** Writes the range once in order with 1 MiB blocks, so that nothing is sparse, and reads it once, so that it is cached. */
+/**
+ * Writes the range once in order, so that nothing is sparse, and reads it once, so that it is cached. With 4 KiB
+ * writes: 1 MiB ones leave large folios in the page cache, which make the servers that write to a file in place
+ * three times slower at random 4 KiB writes (nbdkit: 21 us of CPU per write instead of 7).
+ */
 export async function fill(target: Target, bytes: number): Promise<void> {
-  const blocks = String(Math.floor(bytes / 2 ** 20));
-  for (const op of ['write', 'read']) {
-    await load(target, ['--op', op, '--sequential', '--block', '1M', '--depth', '4', '--range', String(bytes), '--count', blocks]);
-  }
+  const range = ['--sequential', '--range', String(bytes)];
+  await load(target, ['--op', 'write', '--block', '4K', '--depth', '32', ...range, '--count', String(Math.floor(bytes / 4096))]);
+  await load(target, ['--op', 'read', '--block', '1M', '--depth', '4', ...range, '--count', String(Math.floor(bytes / 2 ** 20))]);
 }
 
 const TICKS_PER_SECOND = 100; // USER_HZ, the unit of /proc/PID/stat on every Linux of today

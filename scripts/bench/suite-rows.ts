@@ -3,6 +3,7 @@
  * rotated order, so that what else the machine does hits all of them.
  */
 import { join } from 'node:path';
+import { parseSize } from '../../src/base/units.js';
 import { ROWS, type Row } from './rows.js';
 import { cpuSeconds, fill, load, peakMemoryBytes, type LoadResult } from './measure.js';
 import { SERVER_NAMES, startServer, type BenchServer, type ServerName } from './servers.js';
@@ -26,14 +27,21 @@ const CEILING_FACTOR = 1.2;
 
 async function measureCell(server: BenchServer, row: Row, round: number, options: BenchOptions): Promise<Cell> {
   const before = cpuSeconds(server.pid);
-  const warmup = Math.min(0.3, options.seconds / 4);
-  const result = await load(server, [...row.load, '--range', String(options.volumeBytes), '--seconds', String(options.seconds), '--warmup', String(warmup), '--seed', String(round * 100 + 1)]);
+  const warmup = row.passes === undefined ? Math.min(0.3, options.seconds / 4) : 0;
+  const limit = row.passes === undefined
+    ? ['--seconds', String(options.seconds), '--warmup', String(warmup)]
+    : ['--count', String((row.passes * options.volumeBytes) / blockBytes(row)), '--seconds', '300'];
+  const result = await load(server, [...row.load, '--range', String(options.volumeBytes), ...limit, '--seed', String(round * 100 + 1)]);
   const during = cpuSeconds(server.pid);
   await server.settle();
   const settled = cpuSeconds(server.pid);
   // the warm-up's requests are not counted but cost CPU as well
   const requests = result.requests * (1 + warmup / result.seconds);
   return { row: row.name, server: server.name, round, result, cpuUs: (during - before) * 1e6 / requests, cpuSettledUs: (settled - before) * 1e6 / requests };
+}
+
+function blockBytes(row: Row): number {
+  return parseSize(row.load[row.load.indexOf('--block') + 1]) ?? NaN;
 }
 
 function figure(row: Row, cell: Cell): number {
