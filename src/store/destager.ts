@@ -256,8 +256,8 @@ export class Destager {
       while (end < to && columns.layer[end] === columns.layer[i] && columns.block[end] === columns.block[end - 1] + 1) end++;
       const at = buffer + (i - from) * BLOCK_BYTES;
       const layer = layers.find(columns.layer[i]);
-      // A layer that went away meanwhile needs nothing.
-      if (layer !== undefined) {
+      // A layer that went away meanwhile, or whose file did, needs nothing.
+      if (layer !== undefined && !layer.missing) {
         const fd = layers.descriptorForWrite(layer);
         if (held[held.length - 1] !== layer) held.push(layer);
         this.touched.add(layer);
@@ -308,6 +308,7 @@ export class Destager {
         this.retry();
         return;
       }
+      if (directoryDirty) layers.directorySynced();
       this.store.pending.dropSealed();
       this.roundsDone++;
       this.lastError = undefined;

@@ -11,7 +11,7 @@
  */
 
 import { assert } from '../base/assert.js';
-import { IoError } from '../base/errors.js';
+import { CorruptionError, IoError } from '../base/errors.js';
 import { O } from '../io/io.js';
 import type { Io } from '../io/io.js';
 
@@ -27,6 +27,10 @@ export interface Layer {
   frozenLsn: number;
   /** Whether its file exists (as far as this process knows). */
   hasFile: boolean;
+  /** Whether the file's name is durable: only then a checkpoint may say that it exists. */
+  named: boolean;
+  /** A checkpoint said that it exists, and it does not: removed because nothing referred to it, or damage. */
+  missing: boolean;
   /** Open descriptor, or −1. */
   fd: number;
   /** Jobs in flight that use fd. */
@@ -35,7 +39,7 @@ export interface Layer {
   usedAt: number;
 }
 
-/** What a checkpoint keeps of a layer. */
+/** What a checkpoint keeps of a layer. `hasFile`: the file exists for sure, durably; it may also exist without. */
 export type LayerRow = [number: number, device: number, createdLsn: number, epochId: string, ordinal: number, frozenLsn: number, hasFile: boolean];
 
 export const MAX_OPEN_LAYERS = 512;
@@ -51,8 +55,11 @@ export class LayerTable {
   private nextNumber = 1;
   private open = 0;
   private clock = 0;
-  /** Files were created since `takeDirectoryDirty`. */
-  private directoryDirty = false;
+  /** Layers whose files were created since `takeDirectoryDirty`, and those that it reported. */
+  private fresh: Layer[] = [];
+  private syncing: Layer[] = [];
+  /** Current layers of the checkpoint that was restored: their files are never removed. */
+  private expected: Layer[] = [];
 
   constructor(private readonly io: Io, readonly directory: string, private readonly maxOpen = MAX_OPEN_LAYERS) {}
 
@@ -61,7 +68,7 @@ export class LayerTable {
     const siblings = this.byDevice.get(device) ?? [];
     const ordinal = siblings.filter((other) => other.createdLsn === createdLsn).length;
     const layer: Layer = {
-      number: this.nextNumber++, device, createdLsn, epochId, ordinal, frozenLsn: 0, hasFile: false, fd: -1, holds: 0, usedAt: 0,
+      number: this.nextNumber++, device, createdLsn, epochId, ordinal, frozenLsn: 0, hasFile: false, named: false, missing: false, fd: -1, holds: 0, usedAt: 0,
     };
     assert(layer.number <= 0xffffffff, 'layer numbers are used up');
     this.insert(layer);
@@ -108,10 +115,14 @@ export class LayerTable {
     return 0;
   }
 
-  /** Descriptor of a layer's file, or −1 when the file does not exist yet (its blocks are all pending). Throws IoError. */
+  /**
+   * Descriptor of a layer's file, or −1 when the file does not exist yet (its blocks are all pending). Throws
+   * IoError; CorruptionError when it must exist and does not.
+   */
   descriptor(layer: Layer): number {
     layer.usedAt = ++this.clock;
     if (layer.fd >= 0) return layer.fd;
+    if (layer.missing) throw new CorruptionError(this.path(layer), 0, 'the layer file is missing, although blocks of it are in use');
     if (!layer.hasFile) return -1;
     return this.openFile(layer, O.RDWR | O.CLOEXEC);
   }
@@ -123,20 +134,27 @@ export class LayerTable {
     if (layer.hasFile) return this.openFile(layer, O.RDWR | O.CLOEXEC);
     const fd = this.openFile(layer, O.RDWR | O.CREAT | O.CLOEXEC);
     layer.hasFile = true;
-    this.directoryDirty = true;
+    this.fresh.push(layer);
     return fd;
   }
 
   /** Whether files were created since the last call: then the directory needs an fsync before a checkpoint may name them. */
   takeDirectoryDirty(): boolean {
-    const dirty = this.directoryDirty;
-    this.directoryDirty = false;
-    return dirty;
+    this.syncing.push(...this.fresh);
+    this.fresh = [];
+    return this.syncing.length > 0;
   }
 
   /** The directory's fsync failed: it must be tried again. */
   setDirectoryDirty(): void {
-    this.directoryDirty = true;
+    this.fresh.push(...this.syncing);
+    this.syncing = [];
+  }
+
+  /** The directory's fsync that `takeDirectoryDirty` asked for has succeeded. */
+  directorySynced(): void {
+    for (const layer of this.syncing) layer.named = true;
+    this.syncing = [];
   }
 
   /** Deletes a layer that nothing refers to. */
@@ -161,7 +179,7 @@ export class LayerTable {
 
   rows(): { next: number; layers: LayerRow[] } {
     const layers: LayerRow[] = [];
-    for (const l of this.byNumber.values()) layers.push([l.number, l.device, l.createdLsn, l.epochId, l.ordinal, l.frozenLsn, l.hasFile]);
+    for (const l of this.byNumber.values()) layers.push([l.number, l.device, l.createdLsn, l.epochId, l.ordinal, l.frozenLsn, l.named]);
     return { next: this.nextNumber, layers };
   }
 
@@ -170,18 +188,26 @@ export class LayerTable {
     assert(this.byNumber.size === 0, 'restore into a table in use');
     this.nextNumber = next;
     for (const [number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile] of rows) {
-      this.insert({ number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile, fd: -1, holds: 0, usedAt: 0 });
+      const layer: Layer = { number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile, named: hasFile, missing: false, fd: -1, holds: 0, usedAt: 0 };
+      this.insert(layer);
+      if (hasFile && frozenLsn === 0) this.expected.push(layer);
     }
   }
 
   /**
    * After recovery: a layer whose file was created after the checkpoint is
    * found again by its name; files that no layer has are deleted, for they
-   * belong to what was undone or removed. Returns the deleted names. Throws IoError.
+   * belong to what was undone or removed. A file that is missing belongs to a
+   * layer that nothing refers to (its removal may be younger than the checkpoint),
+   * or is damage: reading it says so. Returns the deleted names. Throws IoError,
+   * CorruptionError.
    */
   reconcile(): string[] {
     const known = new Map<string, Layer>();
-    for (const layer of this.byNumber.values()) known.set(layerFileName(layer), layer);
+    for (const layer of this.byNumber.values()) {
+      known.set(layerFileName(layer), layer);
+      layer.missing = layer.hasFile;
+    }
     const deleted: string[] = [];
     // A process that was killed may have made files whose names were not durable yet: what is found here is used.
     const named = this.io.syncDirectory(this.directory);
@@ -191,6 +217,8 @@ export class LayerTable {
       const layer = known.get(name);
       if (layer !== undefined) {
         layer.hasFile = true;
+        layer.named = true;
+        layer.missing = false;
         continue;
       }
       const path = `${this.directory}/${name}`;
@@ -198,6 +226,11 @@ export class LayerTable {
       if (result < 0) throw new IoError(-result, 'remove stale layer file', path);
       deleted.push(name);
     }
+    for (const layer of known.values()) if (layer.missing) layer.hasFile = false;
+    for (const layer of this.expected) {
+      if (layer.missing) throw new CorruptionError(this.path(layer), 0, 'the layer file that the checkpoint names is missing');
+    }
+    this.expected = [];
     return deleted;
   }
 
