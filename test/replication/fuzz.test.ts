@@ -221,6 +221,63 @@ t.test('a message that was altered, its checksums repaired, is recognised by its
   }
 });
 
+t.test('an ack of what was never sent ends the link, and releases nothing', async (t) => {
+  const rig = realRig(t);
+  const io = RealIo.create({ arenaBytes: 1024 * 1024 });
+  const arena = new Arena(io);
+  const scratch = arena.alloc(65536);
+  const proxy = new Proxy(RealIo.create({ arenaBytes: 1024 * 1024 }), rig.address('b'));
+  proxy.listen(rig.address('p'));
+  t.teardown(() => {
+    proxy.close();
+    proxy.io.dispose();
+    io.dispose();
+  });
+  const { a, b } = pair(rig);
+  a.connect([{ node: 'b', address: rig.address('p'), secret: SECRET }]).start();
+  b.links.start();
+  for (const field of [0, 8, 16]) {
+    rig.until(() => (proxy.reactor.step(0), b.group.position.lsn === a.group.position.lsn && a.links.status()[0].state === 'streaming'));
+    a.entries.length = 0;
+    const cursor = a.group.cursors.get('b')!;
+    proxy.meddle = (bytes, _connection, fromDialer) => {
+      const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+      if (fromDialer || bytes.length !== FRAME_HEADER_BYTES + 32 || view.getUint8(8) !== FrameType.ack) return bytes;
+      proxy.meddle = (rest) => rest;
+      arena.u8.set(bytes, scratch);
+      arena.view.setUint32(scratch + FRAME_HEADER_BYTES + field, 0x7fffffff, true);
+      sealFrame({ io, arena }, scratch, scratch + FRAME_HEADER_BYTES);
+      return Uint8Array.from(arena.u8.subarray(scratch, scratch + bytes.length));
+    };
+    rig.until(() => (proxy.reactor.step(0), a.codes.includes('link/bad-ack')), `field ${field}`);
+    t.ok(a.group.cursors.get('b')! <= Math.max(cursor, b.group.position.lsn));
+  }
+});
+
+t.test('a peer that has fallen silent is noticed on both sides', async (t) => {
+  const rig = realRig(t);
+  const proxy = new Proxy(RealIo.create({ arenaBytes: 1024 * 1024 }), rig.address('b'));
+  proxy.listen(rig.address('p'));
+  t.teardown(() => {
+    proxy.close();
+    proxy.io.dispose();
+  });
+  const options = { ...FAST, heartbeatUs: 20_000, deadUs: 150_000 };
+  const { a, b } = pair(rig, options);
+  b.listener!.close();
+  b.listen(rig.address('b'), { link: options });
+  a.connect([{ node: 'b', address: rig.address('p'), secret: SECRET }], options).start();
+  b.links.start();
+  const streaming = (): boolean => (proxy.reactor.step(0), b.group.position.lsn === a.group.position.lsn && a.links.status()[0].state === 'streaming');
+  rig.until(streaming);
+  const [first] = [proxy.connections];
+  proxy.meddle = (bytes, connection) => (connection < first ? new Uint8Array(0) : bytes); // nothing passes, nothing is closed
+  rig.until(() => (proxy.reactor.step(0), a.codes.includes('link/silent') && b.codes.includes('link/silent')), 'both sides to notice');
+  a.group.append(2, () => 0.5);
+  rig.until(streaming, 'the next connection');
+  t.equal(difference(a.group, b.group), undefined);
+});
+
 t.test('headers and messages of random bytes are refused with PeerError and nothing else', async (t) => {
   const io = RealIo.create({ arenaBytes: 1024 * 1024 });
   const arena = new Arena(io);

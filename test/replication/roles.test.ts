@@ -149,6 +149,24 @@ t.test('a secondary that cannot undo it any more refuses with a sentence, on bot
   t.equal(b.group.rewinds, 0);
 });
 
+t.test('the secondary itself looks at what can be undone, whatever the primary plans', async (t) => {
+  const rig = realRig(t);
+  const { a, b } = pair(rig);
+  a.links.start();
+  b.links.start();
+  fill(a.group, 30);
+  streaming(rig, a, b);
+  a.links.close();
+  a.group.cutTo(middle(a.group));
+  a.group.beginEpoch();
+  const before = b.group.position;
+  Object.defineProperty(b.group, 'stableLsn', { get: () => (a.links.link('b')!.outgoing?.phase === 'rewinding' ? before.lsn : 0) });
+  a.connect([{ node: 'b', address: rig.address('b'), secret: SECRET }]).start();
+  rig.until(() => a.links.status()[0].state === 'refused');
+  t.match(a.links.status()[0].reason, /node b says: what node b has up to LSN \d+ cannot be undone any more/);
+  t.strictSame(b.group.position, before);
+});
+
 t.test('a position that is not retained is refused with both LSNs', async (t) => {
   const rig = realRig(t);
   const { a, b } = pair(rig);

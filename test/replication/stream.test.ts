@@ -78,20 +78,54 @@ t.test('a secondary without room stops receiving and goes on when it has some', 
 
 t.test('a peer that acknowledges nothing is sent no more than the window', async (t) => {
   const rig = realRig(t);
-  const { a, b } = pair(rig, { ...FAST, windowBytes: 256 * 1024, readBytes: 64 * 1024 });
+  const { a, b } = pair(rig, { ...FAST, windowBytes: 32 * 1024, readBytes: 64 * 1024 });
   a.links.start();
   b.links.start();
   rig.until(() => a.links.status()[0].state === 'streaming');
   b.group.answer = () => ({ kind: 'full' });
   const random = randomFrom(seed + 3);
-  for (let i = 0; i < 300; i++) a.group.append(4, random);
-  rig.spend(100);
+  for (let i = 0; i < 300; i++) a.group.append(1, random, 1);
+  rig.until(() => a.links.link('b')!.outgoing!.shipper!.windowFull);
+  for (let i = 0; i < 30; i++) a.group.append(1, random, 1);
+  rig.spend(50);
   const shipper = a.links.link('b')!.outgoing!.shipper!;
-  t.ok(shipper.shippedLsn - shipper.receivedLsn < 256 * 1024 + 300 * 1024, `${shipper.shippedLsn - shipper.receivedLsn} bytes under way`);
-  t.ok(shipper.windowFull || !a.links.link('b')!.outgoing!.connection.idle);
+  t.ok(shipper.shippedLsn - shipper.receivedLsn < 32 * 1024 + 8192, `${shipper.shippedLsn - shipper.receivedLsn} bytes under way`);
   b.group.makeRoom();
   rig.until(() => b.group.position.lsn === a.group.position.lsn);
   t.equal(difference(a.group, b.group), undefined);
+});
+
+t.test('what the peer has not made durable is kept for it', async (t) => {
+  const rig = realRig(t);
+  const { a, b } = pair(rig, { ...FAST, syncUs: 1e12 });
+  a.links.start();
+  b.links.start();
+  const random = randomFrom(seed + 8);
+  for (let i = 0; i < 300; i++) a.group.append(8, random);
+  rig.until(() => a.links.link('b')!.appliedLsn === a.group.position.lsn);
+  t.equal(b.group.journal.durableLsn, 0);
+  a.group.recycle(a.group.position.lsn);
+  t.equal(a.group.journal.pool.firstLsn, 0);
+  b.group.journal.sync(b.group.position.lsn);
+  rig.until(() => a.links.link('b')!.durableLsn === a.group.position.lsn, 'an ack of what has become durable, without anything received');
+  a.group.recycle(a.group.position.lsn);
+  t.ok(a.group.journal.pool.firstLsn > 0);
+});
+
+t.test('the reason for the end of a link arrives although the stream is full', async (t) => {
+  const rig = realRig(t);
+  const [a, b] = [rig.node('a'), rig.node('b')];
+  a.openGroup().found();
+  b.openGroup();
+  b.connect([{ node: 'a', secret: SECRET }]);
+  a.connect([{ node: 'b', address: b.listen({ kind: 'tcp', host: '127.0.0.1', port: 0 }).address, secret: SECRET }]);
+  const random = randomFrom(seed + 9);
+  for (let i = 0; i < 400; i++) a.group.append(8, random);
+  b.group.answer = (lsn) => (lsn > 500_000 ? { kind: 'failed', reason: 'its disk is gone' } : undefined);
+  a.links.start();
+  b.links.start();
+  rig.until(() => a.links.link('b')!.lastError !== undefined);
+  t.match(a.links.status()[0], { state: 'refused', reason: /node b says: the group has failed: its disk is gone/ });
 });
 
 t.test('a stopped applier is told in every ack, with its reason', async (t) => {
