@@ -28,7 +28,7 @@ import { Roles } from './roles.js';
 import type { RolesOptions } from './roles.js';
 import { SpaceAdmission } from './space.js';
 import { stallSentence } from './stall.js';
-import { readState, writeState } from './statefile.js';
+import { readState } from './statefile.js';
 import type { StateFile } from './statefile.js';
 import { Tree } from './tree.js';
 
@@ -97,11 +97,12 @@ export class Group implements ReplicatedGroup {
     const found = readState(io, options.directory);
     if (found !== undefined) {
       const group = new Group(reactor, options, requests, log, found);
-      if (found.groupId !== null) {
+      group.opening(true, () => {
+        if (found.groupId === null) return;
         group.take(Content.open(reactor, { ...options, groupId: found.groupId }));
         group.roles.started(group.content, group.position);
         group.contentChanged();
-      }
+      });
       return group;
     }
     const groupId = options.initialRole === 'primary' ? toHex(io.randomBytes(16)) : null;
@@ -109,13 +110,33 @@ export class Group implements ReplicatedGroup {
       format: 1, groupId, role: options.initialRole, roleReason: 'configured when the group was first started', bootId: options.bootId, cleanStop: null,
     };
     const group = new Group(reactor, options, requests, log, state);
-    if (groupId !== null) {
-      group.take(Content.create(reactor, { ...options, groupId }, NO_EPOCH));
-      group.beginEpoch(true, 'the group was created');
-    }
-    // Last: without it a start after a crash creates the group anew, and nothing in it was ever served.
-    writeState(io, options.directory, state);
+    group.opening(false, () => {
+      if (groupId !== null) {
+        group.take(Content.create(reactor, { ...options, groupId }, NO_EPOCH));
+        group.beginEpoch(true, 'the group was created');
+      }
+      // Last: without it a start after a crash creates the group anew, and nothing in it was ever served.
+      group.roles.save({});
+    });
     return group;
+  }
+
+  /** Runs what opens the group; when that throws, nothing of the group goes on living. */
+  private opening(existed: boolean, steps: () => void): void {
+    try {
+      steps();
+    } catch (error) {
+      // A failed fsync of the journal may have dropped pages that a later start would take for safe.
+      if (error instanceof IoError && existed) this.roles.journalFailed();
+      this.closed = true;
+      this.removeHook();
+      this.roles.end();
+      if (this.opened !== undefined) {
+        this.opened.stop();
+        if (this.opened.quiet) this.opened.close();
+      }
+      throw error;
+    }
   }
 
   private take(content: Content): void {
@@ -402,6 +423,7 @@ export class Group implements ReplicatedGroup {
   }
 
   private fail(error: IoError): void {
+    this.roles.journalFailed();
     this.roles.stop(`the journal failed: ${error.message}. Nothing more is acknowledged; restart the daemon once the disk is in order, it recovers by itself`);
   }
 
@@ -479,7 +501,7 @@ export class Group implements ReplicatedGroup {
       this.closed = true;
       this.removeHook();
       if (opened !== undefined) {
-        if (this.role !== 'stopped' && opened.journal.syncNow() === 0) this.roles.save({ cleanStop: opened.journal.position });
+        if (this.role !== 'stopped' && opened.journal.syncNow() === 0) this.roles.stoppedCleanly(opened.journal.position);
         opened.close();
       }
       done();

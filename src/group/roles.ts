@@ -6,7 +6,7 @@
  * its host to begin an epoch and to tell everybody.
  */
 
-import { OperatorError } from '../base/errors.js';
+import { IoError, OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Position } from '../journal/journal.js';
@@ -25,6 +25,9 @@ export interface RolesOptions {
   /** Identity of this boot of the kernel: as long as it is the same, the page cache has survived. */
   readonly bootId: string;
 }
+
+/** In place of a boot id: what was in the page cache is not to be relied on. */
+const JOURNAL_FAILED = 'the journal failed';
 
 export interface RolesHost {
   content(): Content | undefined;
@@ -61,6 +64,29 @@ export class Roles {
   save(change: Partial<StateFile>): void {
     this.state = { ...this.state, ...change };
     writeState(this.reactor.io, this.options.directory, this.state);
+  }
+
+  /**
+   * The journal may have lost what was appended, under this very kernel: the next start must not call its epoch
+   * lossless (DESIGN §8). If even this cannot be written down, the log has said so.
+   */
+  journalFailed(): void {
+    try {
+      this.save({ cleanStop: null, bootId: JOURNAL_FAILED });
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      this.log.error(`cannot note that the journal failed: ${error.message}`);
+    }
+  }
+
+  /** Notes a stop in order; without the note the next start begins a new epoch, and that is all. */
+  stoppedCleanly(at: Position): void {
+    try {
+      this.save({ cleanStop: at });
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      this.log.warn(`cannot note the clean stop, the next start will begin a new epoch: ${error.message}`);
+    }
   }
 
   /** Decides what this start means for the history. The journal was recovered up to `end`. */
@@ -138,10 +164,16 @@ export class Roles {
       `${peer} stands in epoch ${newer.number} (primary: ${newer.node}), this node in epoch ${this.host.content()?.core.epoch?.number ?? 0}: ` +
       'it serves nothing, so that no write goes astray; what it has beyond the common history is kept';
     this.log.error(`fenced: ${reason}`);
-    this.save({ role: 'fenced', roleReason: reason });
     this.role = 'fenced';
     this.reason = reason;
     this.host.roleChanged();
+    try {
+      this.save({ role: 'fenced', roleReason: reason });
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      // Fenced all the same; a restart will meet the peer again.
+      this.log.error(`cannot note that the group is fenced: ${error.message}`);
+    }
   }
 
   /** Final until the daemon is restarted; not written down. */
