@@ -180,13 +180,18 @@ export class Commands {
       const labels = { group: group.name };
       const add = (name: string, help: string, type: MetricSample['type'], value: number): void => void samples.push({ name, help, type, labels, value });
       if (!group.hasContent) continue;
-      const { journal, destager, checkpointer, reader } = group.content;
+      const { journal, destager, checkpointer, reader, walker } = group.content;
       add('journal_records_total', 'Records appended since start', 'counter', journal.appendedRecords);
       add('journal_batches_total', 'Batches appended since start', 'counter', journal.appendedBatches);
       add('journal_syncs_total', 'fdatasyncs of the journal since start', 'counter', journal.syncCount);
       add('destage_blocks_total', 'Blocks written to layer files since start', 'counter', destager.blocksWritten);
       add('destage_rounds_total', 'Destage rounds since start', 'counter', destager.roundsDone);
       add('checkpoints_total', 'Checkpoints committed since start', 'counter', checkpointer.commits);
+      add('punched_bytes_total', 'Bytes of layer files given back because no device refers to them any more', 'counter', walker.bytesPunched);
+      add('layers_deleted_total', 'Layers deleted because no device refers to them any more', 'counter', walker.layersDeleted);
+      add('walks_total', 'Walks over all maps in search of space, since start', 'counter', walker.walksDone);
+      add('walking', '1 while such a walk is under way', 'gauge', walker.walking ? 1 : 0);
+      add('walk_longest_step_seconds', 'Longest time the data thread spent in one step of a walk since start', 'gauge', walker.longestStepUs / 1e6);
       add('read_misses_total', 'Reads that had to wait for a disk', 'counter', reader.missed);
       add('marker_longest_seconds', 'Longest time the data thread spent in one operation since start', 'gauge', group.longestMarkerUs / 1e6);
     }

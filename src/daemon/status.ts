@@ -45,10 +45,11 @@ export function groupStatus(path: DataPath, group: Group): GroupStatus {
     errors,
   };
   if (!group.hasContent) return { ...common, ...nothing(path, group.name) };
-  const { journal, checkpointer, destager, store, applyProblem } = group.content;
+  const { journal, checkpointer, destager, store, walker, applyProblem } = group.content;
   if (applyProblem !== undefined) errors.push(`stopped applying: ${applyProblem}; the last state is served read-only`);
   if (destager.lastError !== undefined) errors.push(`destaging fails and is tried again: ${destager.lastError}`);
   if (checkpointer.lastError !== undefined) errors.push(`checkpoints fail and are tried again: ${checkpointer.lastError}`);
+  if (walker.lastError !== undefined) errors.push(walker.lastError);
   const epoch = group.content.core.epoch;
   const { pool } = journal;
   const used = journal.appendedLsn - pool.firstLsn;

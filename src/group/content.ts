@@ -27,6 +27,8 @@ import { MapFile } from '../store/mapfile.js';
 import { BlockReader } from '../store/read.js';
 import { createSlots, encodeSlot, findSlot, slotPath } from '../store/slot.js';
 import { Store } from '../store/store.js';
+import { DEFAULT_WALKER, Walker } from '../store/walker.js';
+import type { WalkerOptions } from '../store/walker.js';
 import { Core } from './core.js';
 import type { CoreState } from './core.js';
 
@@ -37,6 +39,7 @@ export interface ContentOptions {
   readonly journal: Omit<JournalOptions, 'directory' | 'groupId'>;
   readonly destager: DestagerOptions;
   readonly checkpointer: Omit<CheckpointerOptions, 'directory' | 'groupId'>;
+  readonly walker?: Partial<WalkerOptions>;
   /** A checkpoint at the latest after this much journal ... */
   readonly checkpointBytes: number;
   /** ... or after this long with activity, microseconds. */
@@ -65,6 +68,7 @@ export class Content {
   readonly reader: BlockReader;
   readonly destager: Destager;
   readonly checkpointer: Checkpointer;
+  readonly walker: Walker;
   recovered: Recovered = { batches: 0, tornAt: 0, damagedSlot: undefined, staleFiles: [] };
 
   /** Set when a record could not be executed: everything behind it is kept, nothing is executed. */
@@ -84,6 +88,9 @@ export class Content {
     this.reader = new BlockReader(reactor, this.store, this.journal.pool, (bit) => this.checkpointer.file(bit));
     this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, options.destager, lowWater);
     this.checkpointer = new Checkpointer(reactor, this.store, { ...options.checkpointer, directory: options.directory, groupId: options.groupId }, file, sequence, at, lowWater);
+    this.walker = new Walker(reactor, this.store, this.reader, this.checkpointer, { ...DEFAULT_WALKER, ...options.walker });
+    this.checkpointer.onCommitted = (maps) => this.walker.offer(maps);
+    this.walker.onWanted = () => this.requestCheckpoint();
     this.destager.onWaiting = (lsn) => this.journal.sync(lsn);
     this.checkpointer.onWaiting = (lsn) => this.journal.sync(lsn);
     this.destager.onRound = (end) => {
@@ -202,9 +209,12 @@ export class Content {
     this.destager.poll(stable);
     const { checkpointer, store } = this;
     checkpointer.poll(stable);
+    this.walker.poll(this.appliedLsn === checkpointer.committedAt.lsn);
     if (!checkpointer.busy && this.checkpointDue()) {
       this.checkpointWanted = false;
       this.lastCheckpointUs = this.reactor.nowUs;
+      // Nothing pending: all that was applied is in the files, though no round ended here.
+      if (store.pending.blocks === 0) this.destaged = this.appliedPosition;
       checkpointer.begin({ at: this.appliedPosition, lowWater: this.destaged, group: this.core.state() });
     }
     this.journal.pool.releaseBelow(Math.min(checkpointer.lowWater.lsn, retained));
@@ -224,7 +234,7 @@ export class Content {
 
   /** No helper job uses this content any more. */
   get quiet(): boolean {
-    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && this.reader.readsInFlight === 0;
+    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.walker.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && this.reader.readsInFlight === 0;
   }
 
   /** Starts nothing more; `quiet` tells when it may be closed. */
@@ -232,12 +242,14 @@ export class Content {
     this.closing = true;
     this.destager.stop();
     this.checkpointer.stop();
+    this.walker.stop();
   }
 
   /** Gives files and memory back; only when `quiet`. */
   close(): void {
     this.stop();
     this.destager.close();
+    this.walker.close();
     this.checkpointer.close();
     this.store.close();
     this.journal.close();

@@ -61,6 +61,19 @@ export interface Capture {
   readonly group: unknown;
 }
 
+/** A committed checkpoint, for the walker: what it refers to can be looked at as long as the roots are held. */
+export interface CommittedMaps {
+  /** Shares; whoever takes them drops them, and at the latest when the next commit offers new ones. */
+  readonly roots: MapRoot[];
+  readonly at: number;
+  readonly lowWater: number;
+  /** Which capture it was: `Checkpointer.captures` at that instant. */
+  readonly capture: number;
+  /** Store.drops and Store.overwrittenBlocks at that instant. */
+  readonly drops: number;
+  readonly overwrittenBlocks: number;
+}
+
 export class Checkpointer {
   private state: State = 'idle';
   private capture: Capture | undefined;
@@ -83,7 +96,12 @@ export class Checkpointer {
   commits = 0;
   bytesWritten = 0;
   lastError: string | undefined;
-  onCommitted: () => void = () => undefined;
+  /** Captures since start, committed or not. */
+  captures = 0;
+  private drops = 0;
+  private overwrittenBlocks = 0;
+  /** Offers the roots of a commit; true when they were taken over. */
+  onCommitted: (maps: CommittedMaps) => boolean = () => false;
   /** The captured LSN should become stable soon. */
   onWaiting: (lsn: number) => void = () => undefined;
 
@@ -129,6 +147,9 @@ export class Checkpointer {
   begin(capture: Capture): boolean {
     if (this.state !== 'idle' || this.closed) return false;
     this.capture = capture;
+    this.captures++;
+    this.drops = this.store.drops;
+    this.overwrittenBlocks = this.store.overwrittenBlocks;
     this.layerRows = this.store.layers.rows();
     this.rows = [];
     this.roots = [];
@@ -248,7 +269,6 @@ export class Checkpointer {
     this.commits++;
     const rewriting = this.rewriting;
     this.writer!.commit();
-    this.dropRoots();
     if (rewriting) {
       const oldBit = this.files.findIndex((file) => file !== undefined && file !== this.target);
       const old = this.files[oldBit]!;
@@ -262,7 +282,11 @@ export class Checkpointer {
     this.lowWater = capture.lowWater;
     this.state = 'idle';
     this.lastError = undefined;
-    this.onCommitted();
+    const maps: CommittedMaps = {
+      roots: this.roots, at: capture.at.lsn, lowWater: capture.lowWater.lsn, capture: this.captures, drops: this.drops, overwrittenBlocks: this.overwrittenBlocks,
+    };
+    if (this.onCommitted(maps)) this.roots = [];
+    else this.dropRoots();
   }
 
   /** Runs one job; `then` on success, `finally` in any case. */

@@ -35,8 +35,12 @@ export class BlockReader {
   private zeroRanges: number[] = [];
   private heldSegments: Segment[] = [];
   private heldLayers: Layer[] = [];
-  private inFlight = 0;
+  /** Reads in flight by generation modulo 2: `whenQuiet` begins a new one, and waits for the older to run out. */
+  private readonly inFlight = [0, 0];
+  private generation = 0;
+  /** Wait for the older generation; and for the next change, for it came too late for this one. */
   private waiters: (() => void)[] = [];
+  private lateWaiters: (() => void)[] = [];
   /** Reads that went to a helper, for metrics. */
   missed = 0;
 
@@ -76,15 +80,12 @@ export class BlockReader {
    */
   read(device: StoredDevice, offset: number, length: number, buffer: number, done: (result: number) => void): void {
     this.missed++;
-    this.inFlight++;
+    const { generation } = this;
+    this.inFlight[generation]++;
     const finish = (result: number): void => {
-      this.inFlight--;
+      this.inFlight[generation]--;
       done(result);
-      if (this.inFlight === 0) {
-        const waiters = this.waiters;
-        this.waiters = [];
-        for (const waiter of waiters) waiter();
-      }
+      if (generation !== this.generation) this.callWaiters();
     };
     const attempt = (): void => {
       const missed = this.plan(device, offset, length, buffer, true);
@@ -139,7 +140,7 @@ export class BlockReader {
 
   /** Reads that wait for a helper. */
   get readsInFlight(): number {
-    return this.inFlight;
+    return this.inFlight[0] + this.inFlight[1];
   }
 
   /**
@@ -147,8 +148,26 @@ export class BlockReader {
    * reads by an older state of the maps any more.
    */
   whenQuiet(callback: () => void): void {
-    if (this.inFlight === 0) callback();
-    else this.waiters.push(callback);
+    if (this.readsInFlight === 0) {
+      callback();
+    } else if (this.waiters.length === 0) {
+      this.generation = 1 - this.generation;
+      this.waiters.push(callback);
+      this.callWaiters();
+    } else {
+      this.lateWaiters.push(callback);
+    }
+  }
+
+  /** When no read of the older generation is left. A stream of new reads must not keep a waiter waiting. */
+  private callWaiters(): void {
+    while (this.waiters.length > 0 && this.inFlight[1 - this.generation] === 0) {
+      const ready = this.waiters;
+      this.waiters = this.lateWaiters;
+      this.lateWaiters = [];
+      if (this.waiters.length > 0) this.generation = 1 - this.generation;
+      for (const waiter of ready) waiter();
+    }
   }
 
   /**

@@ -46,6 +46,10 @@ export class Store {
   private readonly devices = new Map<number, StoredDevice>();
   /** The device looked up last: requests come in runs. */
   private lastDevice: StoredDevice | undefined;
+  /** Acts since start after which space may be free that was in use: trims, removals, restores. */
+  drops = 0;
+  /** Blocks written since start: those over blocks of frozen layers may leave them without reference. */
+  overwrittenBlocks = 0;
   /** Bytes that writes may still make the layers' files grow by; for space admission. */
   get undestagedBytes(): number {
     return this.pending.blocks * BLOCK_BYTES;
@@ -85,6 +89,7 @@ export class Store {
   remove(id: number, lsn: number): void {
     const device = this.device(id);
     this.freeze(device, lsn);
+    this.drops++;
     this.map.drop(device.root);
     this.devices.delete(id);
     this.lastDevice = undefined;
@@ -96,6 +101,7 @@ export class Store {
     const from = this.device(source);
     this.freeze(from, lsn);
     this.freeze(to, lsn);
+    if (to.root.handle !== 0) this.drops++;
     this.map.assign(to.root, from.root);
     to.sizeBytes = from.sizeBytes;
   }
@@ -116,12 +122,14 @@ export class Store {
     const first = blockOf(offset);
     const count = blockOf(length);
     this.map.set(device.root, first, count, device.layer, recordLsn);
+    this.overwrittenBlocks += count;
     for (let i = 0; i < count; i++) this.pending.set(device.layer, first + i, payloadLsn + i * BLOCK_BYTES);
   }
 
   /** Whole blocks read as zeros from here on. */
   zero(id: number, offset: number, length: number, recordLsn: number): void {
     const device = this.device(id);
+    if (device.root.handle !== 0) this.drops++;
     this.map.clear(device.root, blockOf(offset), blockOf(length), recordLsn);
   }
 
