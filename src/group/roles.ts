@@ -79,6 +79,17 @@ export class Roles {
     }
   }
 
+  /** From here on the page cache of this boot holds everything that the journal's epochs claim. */
+  private noteBoot(): void {
+    if (this.role === 'stopped') return;
+    try {
+      this.save({ bootId: this.options.bootId });
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      this.log.warn(`cannot note the boot, the next start will count as one after power loss: ${error.message}`);
+    }
+  }
+
   /** Notes a stop in order; without the note the next start begins a new epoch, and that is all. */
   stoppedCleanly(at: Position): void {
     try {
@@ -94,16 +105,21 @@ export class Roles {
     const stop = this.state.cleanStop;
     const clean = stop !== null && stop.lsn === end.lsn && stop.chainHi === end.chainHi && stop.chainLo === end.chainLo;
     const sameBoot = this.state.bootId === this.options.bootId;
-    this.save({ cleanStop: null, bootId: this.options.bootId });
-    if (this.role !== 'primary') return;
-    if (content.applyProblem !== undefined) {
+    // The boot id only once the epoch record of this start is durable: a crash before must find what this start has found.
+    this.save({ cleanStop: null });
+    if (this.role !== 'primary') {
+      this.noteBoot();
+    } else if (content.applyProblem !== undefined) {
       this.stop(`its own journal cannot be replayed: ${content.applyProblem}`);
     } else if (clean) {
+      this.noteBoot();
       this.log.info('was stopped cleanly, goes on in the same epoch');
     } else if (sameBoot) {
       this.host.beginEpoch(true, 'the daemon was restarted under the same kernel: everything it had appended is still there');
+      this.noteBoot();
     } else if (this.options.peers.length === 0) {
       this.host.beginEpoch(false, 'the node was not stopped cleanly and has no peers to ask');
+      this.noteBoot();
     } else {
       this.role = 'recovering';
       this.reason = `was not stopped cleanly; asks ${this.options.peers.join(', ')} for what they have of epoch ${content.core.epoch?.number ?? 0}`;
@@ -132,8 +148,15 @@ export class Roles {
     const answers = this.options.peers.map((name) => `${name}: ${this.asked.get(name) ?? 'unreachable'}`).join(', ');
     this.role = 'primary';
     this.reason = `started after an unclean stop; peers: ${answers}`;
-    // Under mode async something may have been acknowledged that neither side has.
-    this.host.beginEpoch(false, `the node was not stopped cleanly (${answers})`);
+    try {
+      // Under mode async something may have been acknowledged that neither side has.
+      this.host.beginEpoch(false, `the node was not stopped cleanly (${answers})`);
+    } catch (error) {
+      // The journal has failed, and that has stopped the group.
+      if (!(error instanceof IoError)) throw error;
+      return;
+    }
+    this.noteBoot();
     this.host.roleChanged();
   }
 
