@@ -376,6 +376,8 @@ export class Group implements ReplicatedGroup {
     const operation: EpochOperation = {
       op: 'epoch', number: (this.content.core.epoch?.number ?? 0) + 1, id: toHex(this.reactor.io.randomBytes(16)), node: this.options.node, lossless, reason,
     };
+    // A journal that is full must not keep the group from starting: nothing could ever free it then.
+    if (!this.journal.hasRoomForMarker) this.journal.pool.createNow();
     this.perform(operation);
     this.log.info('begins a new epoch', { epoch: operation.number, id: operation.id, lossless, reason });
     // Durable before anything is served in it; blocking, for nothing is served yet.
