@@ -7,6 +7,7 @@
  */
 import type { Config } from '../../src/config/schema.js';
 import { SinkLog } from '../../src/base/log.js';
+import { IoError } from '../../src/base/errors.js';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
 import type { OperationReply } from '../../src/control/schema.js';
@@ -69,6 +70,8 @@ export class SimHost {
   reactor: Reactor | undefined;
   /** What a kill -9 may lose now: everything not durable, because the journal's pages were dropped by a failed fsync. */
   private pagesLost = false;
+  private unnoticed = false;
+  private failedToStart: string | undefined;
   private boots = 1;
   /** The primary's durable LSN as this secondary has been told; Infinity on a primary. */
   stableLimit: () => number = () => Infinity;
@@ -93,7 +96,7 @@ export class SimHost {
 
   /** Why the group is not open, if it is not. */
   get problem(): string | undefined {
-    return this.path?.broken[0]?.problem;
+    return this.failedToStart ?? this.path?.broken[0]?.problem;
   }
 
   /** Starts a process and opens the group. False when the process crashed while it did. */
@@ -113,18 +116,26 @@ export class SimHost {
       requestSlots: 256, destageBufferBytes: 64 * KIB, checkpointBufferBytes: 16 * KIB, maxBatchPayload: this.sizes.maxBatchPayload,
       compactSlackBytes: this.sizes.compactSlackBytes, destageFraction: this.sizes.destageFraction, destageUs: this.sizes.destageUs, retryUs: 5_000,
     };
+    this.failedToStart = undefined;
     return this.node.attempt(() => {
       const reactor = new Reactor(io, new Arena(io));
       this.reactor = reactor;
+      let path: DataPath;
       const log = new SinkLog((entry) => this.say(`${entry.level} ${entry.message} ${Object.keys(entry.fields).length > 1 ? JSON.stringify(entry.fields) : ''}`));
-      const path = DataPath.open(reactor, this.config(), log, {
-        bootId: `boot-${this.name}-${this.boots}`,
-        space: (where) => {
-          const { totalBytes, freeBytes } = io.space(where);
-          return { totalBytes, freeBytes: freeBytes + SPACE_RESERVE };
-        },
-        scale, serveNbd: false,
-      });
+      try {
+        path = DataPath.open(reactor, this.config(), log, {
+          bootId: `boot-${this.name}-${this.boots}`,
+          space: (where) => {
+            const { totalBytes, freeBytes } = io.space(where);
+            return { totalBytes, freeBytes: freeBytes + SPACE_RESERVE };
+          },
+          scale, serveNbd: false,
+        });
+      } catch (error) {
+        if (!(error instanceof IoError)) throw error;
+        this.failedToStart = error.message;
+        return;
+      }
       this.path = path;
       this.commands = new Commands(path, 0);
       if (path.broken.length === 0 && this.group.hasContent) this.opened();
@@ -136,7 +147,12 @@ export class SimHost {
   private opened(): void {
     const { journal } = this.group;
     this.model.endIs(journal.appendedLsn);
-    this.pagesLost = false;
+    if (this.model.lost > 0 && !this.unnoticed && !this.group.epochs.some((epoch) => !epoch.lossless && epoch.start.lsn === this.model.lostAt)) {
+      throw new Error(`${this.model.lost} batches from LSN ${this.model.lostAt} on were lost, and no epoch says so: ${JSON.stringify(this.group.epochs)}`);
+    }
+    this.model.lost = 0;
+    this.unnoticed = false;
+    if (journal.failure === undefined) this.pagesLost = false;
     // What a start has found or made is durable before anything is served.
     if (this.group.role === 'primary') this.model.raiseFloor(journal.appendedLsn);
     this.model.raiseFloor(journal.durableLsn);
@@ -153,13 +169,30 @@ export class SimHost {
   private crashed(kind: CrashKind): void {
     if (kind === 'power') {
       this.boots++;
+      this.model.cacheFloor = 0;
       const group = this.path?.blocks.group(GROUP);
       // The node's own claim is held to: what it calls durable may not be lost.
       if (group?.hasContent === true && group.content !== undefined) this.model.raiseFloor(group.journal.durableLsn);
-    } else if (!this.pagesLost) {
-      this.model.raiseFloor(this.model.endLsn);
+    } else if (this.pagesLost) {
+      // The failure was reported to nobody who could note it.
+      if (this.path?.blocks.group(GROUP)?.role !== 'stopped' && this.failedToStart === undefined) this.unnoticed = true;
+    } else if (this.client !== undefined) {
+      this.model.cacheFloor = this.model.endLsn;
     }
-    this.say(`${kind}: floor ${this.model.floor}, end ${this.model.endLsn}`);
+    this.say(`${kind}: floor ${Math.max(this.model.floor, this.model.cacheFloor)}, end ${this.model.endLsn}`);
+    this.forget();
+  }
+
+  /** The data path has been closed: ends the process. */
+  stoppedCleanly(): void {
+    if (this.group.role !== 'stopped') this.model.raiseFloor(this.model.endLsn);
+    else if (!this.pagesLost) this.model.cacheFloor = this.model.endLsn;
+    this.say(`stopped: floor ${Math.max(this.model.floor, this.model.cacheFloor)}, end ${this.model.endLsn}`);
+    this.node.stop();
+    this.forget();
+  }
+
+  private forget(): void {
     this.path = undefined;
     this.commands = undefined;
     this.client = undefined;
@@ -245,6 +278,19 @@ export class SimHost {
         })),
       }],
     };
+  }
+
+  /** Where everything stands, for messages. */
+  get standing(): string {
+    const group = this.path?.blocks.group(GROUP);
+    if (group?.hasContent !== true) return `${this.name}: no content`;
+    const { journal, destager, checkpointer, store } = group.content;
+    const { pool } = journal;
+    return `${this.name}: ${group.role}, appended ${journal.appendedLsn}, durable ${journal.durableLsn}, destaged ${group.content.destagedLsn}, ` +
+      `checkpoint ${checkpointer.committedAt.lsn}, low water ${checkpointer.lowWater.lsn}, pending ${store.pending.openBlocks}+${store.pending.sealedBlocks}, ` +
+      `segments ${pool.live.map((one) => `${one.baseLsn}..${one.endLsn}${one.dirty ? 'd' : ''}${one.holds > 0 ? 'h' : ''}`).join(' ')} free ${pool.freeCount} of ${pool.maxSegments}, ` +
+      `stalled ${group.stalledCount} (${group.stallReason() ?? 'no'}), destager ${destager.busy ? 'busy' : 'idle'} ${destager.lastError ?? ''}, ` +
+      `checkpointer ${checkpointer.busy ? 'busy' : 'idle'} ${checkpointer.lastError ?? ''}, in flight ${this.client?.inFlight ?? 0}`;
   }
 
   say(words: string): void {

@@ -127,6 +127,11 @@ export class GroupModel {
   entries: ModelEntry[] = [];
   /** Nothing below may ever be missing. */
   floor = 0;
+  /** The same while no power is lost: what the page cache holds. */
+  cacheFloor = 0;
+  /** Batches that were appended for certain and then found missing, and where the first of them was. The host resets it. */
+  lost = 0;
+  lostAt = 0;
   private base = new ModelState();
   private baseLsn = 0;
   /** Every version of a block that was ever journaled and not undone, with the end of its entry: for the write-ahead rule. */
@@ -190,18 +195,24 @@ export class GroupModel {
     }
     if (lsn === this.endLsn) return;
     if (lsn > this.endLsn) throw new Error(`the journal ends at LSN ${lsn}, but nothing was ever appended behind LSN ${this.endLsn}`);
-    if (lsn < this.floor) throw new Error(`LOST: the journal ends at LSN ${lsn}; everything below LSN ${this.floor} had been acknowledged as safe`);
+    const floor = Math.max(this.floor, this.cacheFloor);
+    if (lsn < floor) throw new Error(`LOST: the journal ends at LSN ${lsn}; everything below LSN ${floor} had been acknowledged as safe`);
     const at = this.entries.findIndex((entry) => entry.lsn === lsn);
     if (at < 0) throw new Error(`the journal ends at LSN ${lsn}, which is no boundary of a batch`);
+    const lost = this.entries.slice(at).filter((entry) => entry.records.some((r) => r.kind !== 'marker' || r.operation.op !== 'epoch'));
+    if (lost.length > 0) {
+      this.lost += lost.length;
+      this.lostAt = lsn;
+    }
     this.entries.length = at;
     this.state = this.base.clone();
     for (const entry of this.entries) for (const record of entry.records) this.state.apply(record);
     for (const [key, list] of this.versions) this.versions.set(key, list.filter((one) => one.endLsn <= lsn));
   }
 
-  /** Forgets the way to the present state: it can never be undone. */
+  /** Forgets the way to the present state, if it can never be undone. */
   rebase(): void {
-    if (this.entries.at(-1)?.certain === false) return;
+    if (this.floor < this.endLsn || this.entries.at(-1)?.certain === false) return;
     this.base = this.state.clone();
     this.baseLsn = this.endLsn;
     this.entries = [];

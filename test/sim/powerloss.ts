@@ -78,6 +78,7 @@ export class PowerLossRun {
       else this.kills++;
       for (const [errno, count] of this.host.client?.answers ?? []) this.answers.set(errno, (this.answers.get(errno) ?? 0) + count);
       crashed(kind);
+      this.workload.forget();
     };
   }
 
@@ -94,7 +95,7 @@ export class PowerLossRun {
       this.finish();
     } catch (error) {
       const tail = this.host.log.slice(-60).join('\n');
-      throw new Error(`seed ${this.seed}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n--- log ---\n${tail}`, { cause: error });
+      throw new Error(`seed ${this.seed}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n--- ${this.host.standing}\n--- log ---\n${tail}`, { cause: error });
     } finally {
       this.world.dispose();
     }
@@ -196,11 +197,7 @@ export class PowerLossRun {
     host.node.poke();
     world.run(() => closed || !here(), { us: 60e6 });
     if (!here()) return;
-    host.say('stopped cleanly');
-    host.model.raiseFloor(host.model.endLsn);
-    host.node.stop();
-    host.path = undefined;
-    host.client = undefined;
+    host.stoppedCleanly();
   }
 
   /** Without faults from here on: everything is there, also when it comes from the layers alone. */

@@ -32,7 +32,7 @@ export class Workload {
   private nextName = 1;
   private nextData = 1;
   operations = 0;
-  private readonly running: { ended: boolean; error?: unknown }[] = [];
+  private running: { ended: boolean; error?: unknown }[] = [];
 
   constructor(private readonly host: SimHost, private readonly random: Random, readonly options: WorkloadOptions = MIXED) {}
 
@@ -43,6 +43,11 @@ export class Workload {
 
   get idle(): boolean {
     return (this.host.client?.inFlight ?? 0) === 0 && this.running.every((one) => one.ended);
+  }
+
+  /** The process that had been asked is gone. */
+  forget(): void {
+    this.running.length = 0;
   }
 
   /** Starts one thing. */
@@ -97,7 +102,7 @@ export class Workload {
   private perform(request: Parameters<SimHost['command']>[0]): void {
     this.operations++;
     this.running.push(this.host.command(request));
-    if (this.running.length > 64) this.running.splice(0, 32);
+    if (this.running.length > 64) this.running = this.running.filter((one) => !one.ended);
   }
 
   /** Where: a hot region, an end, a leaf's border, anywhere. */
