@@ -296,6 +296,11 @@ export class Destager {
       this.retry();
       return;
     }
+    if (table.count === 0) {
+      // Everything sealed had been overwritten before it was copied: nothing of the round is on disk, or needed there.
+      this.endRound();
+      return;
+    }
     this.syncJob = true;
     this.reactor.submit(Queue.destage, table, (result) => {
       this.syncJob = false;
@@ -309,12 +314,16 @@ export class Destager {
         return;
       }
       if (directoryDirty) layers.directorySynced();
-      this.store.pending.dropSealed();
-      this.roundsDone++;
-      this.lastError = undefined;
-      this.state = 'idle';
-      this.onRound(this.seal);
+      this.endRound();
     });
+  }
+
+  private endRound(): void {
+    this.store.pending.dropSealed();
+    this.roundsDone++;
+    this.lastError = undefined;
+    this.state = 'idle';
+    this.onRound(this.seal);
   }
 
   /** The round is written again, all of it, after a delay; the pending table still names the journal's copies. */
