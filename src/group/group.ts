@@ -235,6 +235,7 @@ export class Group implements ReplicatedGroup {
   private schedulePoll(): void {
     this.reactor.after(POLL_INTERVAL_US, () => {
       if (this.closed) return;
+      this.roles.retryNote();
       if (this.opened !== undefined) this.space.refresh(this.spaceNeeds());
       this.schedulePoll();
     });

@@ -44,6 +44,7 @@ export class Roles {
   reason: string;
   private readonly asked = new Map<string, string>();
   private ended = false;
+  private failureUnnoted = false;
 
   constructor(
     private readonly reactor: Reactor,
@@ -71,12 +72,19 @@ export class Roles {
    * lossless (DESIGN §8). If even this cannot be written down, the log has said so.
    */
   journalFailed(): void {
+    this.failureUnnoted = true;
     try {
       this.save({ cleanStop: null, bootId: JOURNAL_FAILED });
+      this.failureUnnoted = false;
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
       this.log.error(`cannot note that the journal failed: ${error.message}`);
     }
+  }
+
+  /** From time to time: what could not be noted is tried again. */
+  retryNote(): void {
+    if (this.failureUnnoted && !this.ended) this.journalFailed();
   }
 
   /** From here on the page cache of this boot holds everything that the journal's epochs claim. */
