@@ -240,7 +240,7 @@ export class LinkSession implements FrameHandler {
     const { identity, reply, keys } = this.begin.hello.proven(proof);
     // Unsigned, and the last such message: the dialer derives its keys when it has checked this.
     this.say('proof', reply);
-    if ((this.phase as Phase) === 'ended') return;
+    if ((this.phase) === 'ended') return;
     this.connection.keys = keys;
     this.owner = this.begin.resolve(identity);
     this.phase = 'waiting';
@@ -294,7 +294,7 @@ export class LinkSession implements FrameHandler {
     if (newer !== undefined && (group.role === 'primary' || group.role === 'recovering')) {
       group.fence(newer, this.link.peer);
       this.link.rolesChanged();
-      if ((this.phase as Phase) === 'ended') return;
+      if ((this.phase) === 'ended') return;
     }
     this.phase = 'waiting';
     this.connection.allow(Type.position, Type.plan, Type.ack, Type.state, Type.goodbye, Type.heartbeat);

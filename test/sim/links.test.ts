@@ -3,19 +3,19 @@
  * partitions, nodes that are killed and lose power. Afterwards both hold the
  * same, nothing durable is missing, and nobody had to refuse.
  *
- * SIM_RUNS=N runs N seeds, TEST_SEED=N that one.
+ * LOCKSTEP_SIM_RUNS=N runs N seeds, TEST_SEED=N that one.
  */
 import t from 'tap';
 import type { EpochEntry } from '../../src/group/replica.js';
 import type { LinkOptions } from '../../src/replication/options.js';
-import { Random } from '../sim/random.js';
-import { World } from '../sim/world.js';
-import type { SimNode } from '../sim/world.js';
-import { difference } from './memory-group.js';
-import type { Kept } from './memory-group.js';
-import { FAST, SECRET, TestNode } from './rig.js';
+import { Random } from './random.js';
+import { World } from './world.js';
+import type { SimNode } from './world.js';
+import { difference } from '../replication/memory-group.js';
+import type { Kept } from '../replication/memory-group.js';
+import { FAST, SECRET, TestNode } from '../replication/rig.js';
 
-const RUNS = Number(process.env.SIM_RUNS ?? 60);
+const RUNS = Number(process.env.LOCKSTEP_SIM_RUNS ?? 60);
 const FIRST = process.env.TEST_SEED === undefined ? undefined : Number(process.env.TEST_SEED);
 const ADDRESS = { kind: 'tcp', host: '10.0.0.2', port: 7000 } as const;
 const OPTIONS: LinkOptions = {
