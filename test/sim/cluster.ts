@@ -175,7 +175,8 @@ export class SimHost {
       if (group?.hasContent === true && group.content !== undefined) this.model.raiseFloor(group.journal.durableLsn);
     } else if (this.pagesLost) {
       // The failure was reported to nobody who could note it.
-      if (this.path?.blocks.group(GROUP)?.role !== 'stopped' && this.failedToStart === undefined) this.unnoticed = true;
+      const noticed = this.path?.blocks.group(GROUP)?.role === 'stopped' || this.failedToStart !== undefined;
+      if (!noticed || this.log.at(-1)?.includes('cannot note') === true || this.log.at(-2)?.includes('cannot note') === true) this.unnoticed = true;
     } else if (this.client !== undefined) {
       this.model.cacheFloor = this.model.endLsn;
     }
