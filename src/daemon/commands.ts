@@ -57,7 +57,7 @@ export class Commands {
         return;
       case 'create': {
         const group = this.primary(request.group);
-        this.perform(group, planCreate(judged(group), request.name, request.sizeBytes), request.name, request, answer);
+        this.perform(group, planCreate(judged(group), request.name, request.sizeBytes, group.content.longestFileBytes), request.name, request, answer);
         return;
       }
       case 'snapshot': {

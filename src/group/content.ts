@@ -23,6 +23,7 @@ import { Checkpointer } from '../store/checkpointer.js';
 import type { CheckpointerOptions } from '../store/checkpointer.js';
 import { Destager } from '../store/destager.js';
 import type { DestagerOptions } from '../store/destager.js';
+import { longestFileBytes } from '../store/layers.js';
 import { MapFile } from '../store/mapfile.js';
 import { BlockReader } from '../store/read.js';
 import { createSlots, encodeSlot, findSlot, slotPath } from '../store/slot.js';
@@ -69,6 +70,8 @@ export class Content {
   readonly destager: Destager;
   readonly checkpointer: Checkpointer;
   readonly walker: Walker;
+  /** No device may be longer than this. */
+  readonly longestFileBytes: number;
   recovered: Recovered = { batches: 0, tornAt: 0, damagedSlot: undefined, staleFiles: [] };
 
   /** Set when a record could not be executed: everything behind it is kept, nothing is executed. */
@@ -84,6 +87,7 @@ export class Content {
     this.store = core.store;
     this.journal = new Journal(reactor, { ...options.journal, directory: `${options.directory}/journal`, groupId: options.groupId });
     this.destaged = lowWater;
+    this.longestFileBytes = longestFileBytes(reactor.io, `${options.directory}/layers`);
     this.lastCheckpointUs = reactor.nowUs;
     this.reader = new BlockReader(reactor, this.store, this.journal.pool, (bit) => this.checkpointer.file(bit));
     this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, options.destager, lowWater);

@@ -32,8 +32,13 @@ function free(judged: Judged, name: string): void {
   if (judged.tree.find(name) !== undefined) throw new OperatorError('device/exists', `${judged.group}/${name} exists already; choose another name or remove it first`);
 }
 
-export function planCreate(judged: Judged, name: string, sizeBytes: number): Operation {
+/** `longestFile`: what the file system of the data directory can hold, bytes. */
+export function planCreate(judged: Judged, name: string, sizeBytes: number, longestFile: number): Operation {
   free(judged, name);
+  if (sizeBytes > longestFile) {
+    throw new OperatorError('device/too-large',
+      `${judged.group}/${name} would have ${formatSize(sizeBytes)}, and the file system of the data directory holds files of at most ${formatSize(longestFile)}; make it smaller, or put the data directory on a file system such as XFS`);
+  }
   return { op: 'create', id: judged.tree.nextId, name, sizeBytes };
 }
 

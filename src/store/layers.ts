@@ -11,6 +11,7 @@
  */
 
 import { assert } from '../base/assert.js';
+import { BLOCK_BYTES, MAX_DEVICE_BYTES, MIB } from '../base/units.js';
 import { CorruptionError, IoError } from '../base/errors.js';
 import { O } from '../io/io.js';
 import type { Io } from '../io/io.js';
@@ -43,6 +44,23 @@ export interface Layer {
 export type LayerRow = [number: number, device: number, createdLsn: number, epochId: string, ordinal: number, frozenLsn: number, hasFile: boolean];
 
 export const MAX_OPEN_LAYERS = 512;
+
+/**
+ * The longest file that the file system of `directory` can hold (ext4: 16 TiB
+ * less a block), as a power of two: a device must not be larger, for a block
+ * lies at its device offset. Throws IoError.
+ */
+export function longestFileBytes(io: Io, directory: string): number {
+  const path = `${directory}/probe`;
+  const fd = io.open(path, O.RDWR | O.CREAT | O.TRUNC | O.CLOEXEC, 0o600);
+  if (fd < 0) throw new IoError(-fd, 'create', path);
+  let bytes = MAX_DEVICE_BYTES;
+  while (bytes > MIB && io.truncate(fd, bytes - BLOCK_BYTES) < 0) bytes /= 2;
+  io.close(fd);
+  const removed = io.unlink(path);
+  if (removed < 0) throw new IoError(-removed, 'remove', path);
+  return bytes;
+}
 
 export function layerFileName(layer: Pick<Layer, 'device' | 'createdLsn' | 'epochId' | 'ordinal'>): string {
   return `device-${layer.device}-lsn-${layer.createdLsn}-${layer.ordinal}-epoch-${layer.epochId}`;
