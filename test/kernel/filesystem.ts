@@ -38,7 +38,7 @@ export async function filesystemSurvivesKills(guest: GuestShell, server: ServerU
 
   // 1: killed between two mounts, the device still attached
   await server.kill();
-  await detach(server, guest, DEVICE);
+  await detach(server, guest, DEVICE, 'dead');
   await server.start();
   await server.attach(guest, DEVICE);
   await guest.succeed(fsckCommand(filesystem, DEVICE));
@@ -51,7 +51,7 @@ export async function filesystemSurvivesKills(guest: GuestShell, server: ServerU
   const load = guest.run(`${fio('third', 'write', '200m')} --time_based --runtime=60`);
   await guest.succeed('until [ -s /media/third.0.0 ]; do sleep 0.1; done; sleep 1');
   await server.kill();
-  await server.disconnect(guest, DEVICE);
+  await server.disconnect(guest, DEVICE, 'dead');
   await load; // its I/O fails; how it ends does not matter
   await guest.run('umount /media');
   await waitSize(guest, DEVICE, 0);

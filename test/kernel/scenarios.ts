@@ -3,7 +3,7 @@ import { run, waitFor } from '../harness/process.js';
 import { expectEqual, filesystemSurvivesKills } from './filesystem.js';
 import { fsckCommand, mkfsCommand, type Filesystem } from './filesystems.js';
 import type { GuestShell } from './guest-shell.js';
-import { PORT, detach, guestAddress, lockstepServer, nbdkitServer, waitSize, type ServerUnderTest } from './server.js';
+import { PORT, REQUEST_SECONDS, detach, guestAddress, lockstepInGuest, lockstepServer, nbdkitServer, waitSize, type ServerUnderTest } from './server.js';
 
 export interface Context {
   readonly guest: GuestShell;
@@ -28,9 +28,9 @@ async function nbdClientWorks(context: Context): Promise<void> {
   const { guest } = context;
   const server = makeServer(context);
   await server.start();
-  for (const options of ['-timeout 10', '-timeout 10 -C 4', '-timeout 10 -nonetlink']) {
+  for (const options of ['', '-C 4', '-nonetlink']) {
     const name = server.exportName === '' ? '' : `-name ${server.exportName}`;
-    await guest.succeed(`nbd-client ${guestAddress()} ${PORT} ${DEVICE} ${name} ${options}`);
+    await guest.succeed(`nbd-client ${guestAddress()} ${PORT} ${DEVICE} ${name} ${options} -timeout ${REQUEST_SECONDS}`);
     await waitSize(guest, DEVICE, VOLUME_BYTES);
     await guest.succeed(mkfsCommand('ext4', DEVICE));
     await guest.succeed(`mount ${DEVICE} /media`);
@@ -95,15 +95,44 @@ async function attachOutlivesTheCli(context: Context): Promise<void> {
   if (block < 512 || block > 4096) throw new Error(`the logical block size is ${block}`);
   await guest.succeed(`dd if=/dev/urandom of=/tmp/data bs=1M count=8 status=none; dd if=/tmp/data of=${DEVICE} bs=1M oflag=direct status=none`);
   await guest.succeed(`dd if=${DEVICE} bs=1M count=8 iflag=direct status=none | cmp - /tmp/data`);
-  await guest.succeed('sleep 12'); // longer than the request timeout that attach sets, idle
+  await guest.succeed(`sleep ${REQUEST_SECONDS + 2}`); // idle for longer than a request may take
   await guest.succeed(`dd if=${DEVICE} bs=1M count=8 iflag=direct status=none | cmp - /tmp/data`);
   await server.kill();
   const failed = await guest.run(`dd if=${DEVICE} of=/dev/null bs=4k count=1 iflag=direct`, 120_000);
   if (failed.code === 0) throw new Error('a read succeeded although the server was killed');
-  await detach(server, guest, DEVICE);
+  await detach(server, guest, DEVICE, 'dead');
   await server.start();
   await server.attach(guest, DEVICE);
   await guest.succeed(`dd if=${DEVICE} bs=1M count=8 iflag=direct status=none | cmp - /tmp/data`);
+  await detach(server, guest, DEVICE);
+  await server.stop();
+}
+
+/** A mounted filesystem under load gets new connections from `attach --reconnect` after a kill -9 and notices nothing. */
+async function reconnectHidesAKill(context: Context): Promise<void> {
+  if (context.serverKind === 'nbdkit') return; // nbd-client has no such thing
+  const { guest } = context;
+  const server = lockstepServer(context.directory, VOLUME_BYTES);
+  const attach = `attach g/vol ${DEVICE} --server tcp:${guestAddress()}:${PORT} --timeout 5 --dead-timeout 120`;
+  await server.start();
+  await guest.succeed(lockstepInGuest(attach));
+  await waitSize(guest, DEVICE, VOLUME_BYTES);
+  await guest.succeed(mkfsCommand('ext4', DEVICE));
+  await guest.succeed(`mount ${DEVICE} /media`);
+  const load = guest.run(
+    'fio --name=data --directory=/media --size=96m --bs=4k --rw=randwrite --ioengine=libaio --direct=1 --iodepth=16 --fsync=128 ' +
+    '--verify=crc32c --verify_fatal=1 --eta=never', 240_000,
+  );
+  for (let kills = 0; kills < 2; kills++) {
+    await guest.succeed('until [ -s /media/data.0.0 ]; do sleep 0.1; done; sleep 1');
+    await server.kill();
+    await server.start();
+    await guest.succeed(lockstepInGuest(`${attach} --reconnect`));
+  }
+  const result = await load;
+  if (result.code !== 0) throw new Error(`fio ended with ${result.code}:\n${result.stdout}${result.stderr}`);
+  await guest.succeed('umount /media');
+  await guest.succeed(fsckCommand('ext4', DEVICE));
   await detach(server, guest, DEVICE);
   await server.stop();
 }
@@ -132,5 +161,6 @@ export const SCENARIOS: Readonly<Record<string, (context: Context) => Promise<vo
   'nbd-client': nbdClientWorks,
   'fstrim': fstrimMakesHoles,
   'attach': attachOutlivesTheCli,
+  'reconnect': reconnectHidesAKill,
   'large': largeVolumeHasItsSize,
 };

@@ -10,6 +10,8 @@ import { run, startProcess, waitFor, type RunningProcess } from '../harness/proc
 import type { GuestShell } from './guest-shell.js';
 
 export const PORT = 10809;
+/** A request that waits longer marks its connection dead: more than a busy machine needs, little enough for a test. */
+export const REQUEST_SECONDS = 20;
 
 export interface ServerUnderTest {
   readonly exportName: string;
@@ -21,8 +23,8 @@ export interface ServerUnderTest {
   stop(): Promise<void>;
   /** Attaches `device` in the guest and returns when it is usable. */
   attach(guest: GuestShell, device: string): Promise<void>;
-  /** Ends the connection; a device that is mounted keeps its size until it is not. */
-  disconnect(guest: GuestShell, device: string): Promise<void>;
+  /** Ends the connection; a device that is mounted keeps its size until it is not. `dead`: the server was killed, so what is cached is lost. */
+  disconnect(guest: GuestShell, device: string, dead?: 'dead'): Promise<void>;
 }
 
 export function guestAddress(): string {
@@ -38,8 +40,8 @@ export async function waitSize(guest: GuestShell, device: string, bytes: number)
 }
 
 /** Detaches a device that nothing uses, and waits until the kernel has let it go. */
-export async function detach(server: ServerUnderTest, guest: GuestShell, device: string): Promise<void> {
-  await server.disconnect(guest, device);
+export async function detach(server: ServerUnderTest, guest: GuestShell, device: string, dead?: 'dead'): Promise<void> {
+  await server.disconnect(guest, device, dead);
   await waitSize(guest, device, 0);
 }
 
@@ -63,11 +65,11 @@ export function lockstepServer(directory: string, volumeBytes: number): ServerUn
     kill: () => node.kill(),
     stop: () => node.stop(),
     async attach(guest, device) {
-      await guest.succeed(lockstepInGuest(`attach g/vol ${device} --server tcp:${guestAddress()}:${PORT}`));
+      await guest.succeed(lockstepInGuest(`attach g/vol ${device} --server tcp:${guestAddress()}:${PORT} --timeout ${REQUEST_SECONDS} --dead-timeout 10`));
       await waitSize(guest, device, volumeBytes);
     },
-    async disconnect(guest, device) {
-      await guest.succeed(lockstepInGuest(`detach ${device}`));
+    async disconnect(guest, device, dead) {
+      await guest.succeed(lockstepInGuest(`detach ${device}${dead === undefined ? '' : ' --force'}`));
     },
   };
 }
@@ -87,7 +89,7 @@ export function nbdkitServer(directory: string, volumeBytes: number): ServerUnde
     kill: async () => running?.stop('SIGKILL'),
     stop: async () => running?.stop('SIGTERM'),
     async attach(guest, device) {
-      await guest.succeed(`nbd-client -timeout 10 ${guestAddress()} ${PORT} ${device}`);
+      await guest.succeed(`nbd-client -timeout ${REQUEST_SECONDS} ${guestAddress()} ${PORT} ${device}`);
       await waitSize(guest, device, volumeBytes);
     },
     async disconnect(guest, device) {
