@@ -11,7 +11,7 @@
  */
 
 import { Errno } from '../base/errors.js';
-import { BLOCK_BYTES } from '../base/units.js';
+import { alignUp, BLOCK_BYTES } from '../base/units.js';
 import type { Reactor } from '../io/reactor.js';
 import { entry, MAX_BATCH_RECORDS } from '../journal/format.js';
 import { WOULD_WAIT } from '../store/read.js';
@@ -64,7 +64,7 @@ export class Ingest {
   /** Arena blocks of completed edges, released after the append. */
   private readonly batchBuffers: number[] = [];
   private readonly waiting: DurableQueue;
-  /** Requests that wait for journal room, oldest first. */
+  /** Requests that wait for journal room, oldest first; in place of an LSN how far they have come. */
   private readonly stalled: DurableQueue;
   private readonly edges: EdgeCompleter;
   private readonly edgePair: Edges = { head: -1, tail: -1 };
@@ -94,8 +94,14 @@ export class Ingest {
       return;
     }
     if (this.requests.kind[slot] === RequestKind.flush) this.flush(slot);
-    else if (this.stalled.length > 0 || !this.host.content.journal.hasRoomForData) this.stalled.push(slot, 0);
-    else this.change(slot);
+    else if (this.stalled.length > 0 || !this.hasRoom) this.stalled.push(slot, 0);
+    else this.change(slot, 0);
+  }
+
+  /** One more record can be taken. Asked for where a batch begins: there room for a largest batch is made sure of. */
+  private get hasRoom(): boolean {
+    const { journal } = this.host.content;
+    return journal.pendingRecords > 0 || journal.hasRoomForData;
   }
 
   private flush(slot: number): void {
@@ -108,7 +114,11 @@ export class Ingest {
     this.waiting.push(slot, target);
   }
 
-  private change(slot: number): void {
+  /**
+   * `progress`: 0, or 1 + the bytes of whole blocks of the request that were
+   * journaled before it had to wait for room; its edges are journaled then.
+   */
+  private change(slot: number, progress: number): void {
     const { requests, host } = this;
     const device = host.content.store.find(requests.device[slot]);
     const offset = requests.offset[slot];
@@ -122,44 +132,53 @@ export class Ingest {
       requests.complete(slot, requests.kind[slot] === RequestKind.write ? Errno.ENOSPC : Errno.EINVAL);
       return;
     }
-    const refused = requests.kind[slot] === RequestKind.write ? host.admit(length) : 0;
+    const refused = requests.kind[slot] === RequestKind.write && progress === 0 ? host.admit(length) : 0;
     if (refused !== 0) {
       requests.complete(slot, refused);
       return;
     }
-    if (hasEdges(offset, length)) this.unaligned(slot, device);
-    else this.aligned(slot, device.id, offset, length, requests.kind[slot] === RequestKind.write ? requests.buffer[slot] : -1);
+    if (progress === 0 && hasEdges(offset, length)) this.unaligned(slot, device);
+    else this.whole(slot, device.id, progress);
   }
 
-  /** Whole blocks, from `buffer` (−1: zeros). The last record of the request carries its slot. */
-  private aligned(slot: number, device: number, offset: number, length: number, buffer: number): void {
+  /**
+   * Journals the whole blocks of the request, a batch at a time; the last record
+   * carries its slot. Where the journal has no room for the next batch the
+   * request waits, and goes on from there.
+   */
+  private whole(slot: number, device: number, progress: number): void {
     const { journal } = this.host.content;
-    const limit = journal.options.maxBatchPayload;
-    let done = 0;
-    if (buffer >= 0) {
-      // Larger than a batch: cut; all but the last piece are appended here.
-      while (length - done > limit) {
-        if (!this.makeRoom(limit)) {
-          this.requests.complete(slot, Errno.EIO);
-          return;
-        }
-        journal.addData(device, offset + done, limit, buffer + done);
-        done += limit;
+    const { requests } = this;
+    const offset = requests.offset[slot];
+    const end = offset + requests.length[slot];
+    const first = alignUp(offset, BLOCK_BYTES);
+    const last = end - (end % BLOCK_BYTES);
+    if (requests.kind[slot] === RequestKind.zero) {
+      if (!this.makeRoom(slot, 0, progress)) return;
+      journal.addZero(device, first, last - first);
+    } else {
+      const buffer = requests.buffer[slot] - offset;
+      const limit = journal.options.maxBatchPayload;
+      for (let at = first + Math.max(0, progress - 1); at < last; ) {
+        const bytes = Math.min(limit, last - at);
+        if (!this.makeRoom(slot, bytes, 1 + at - first)) return;
+        journal.addData(device, at, bytes, buffer + at);
+        at += bytes;
       }
     }
-    if (!this.makeRoom(buffer < 0 ? 0 : length - done)) {
-      this.requests.complete(slot, Errno.EIO);
-      return;
-    }
-    if (buffer < 0) journal.addZero(device, offset, length);
-    else journal.addData(device, offset + done, length - done, buffer + done);
     this.batchSlots[this.batchSlotCount++] = slot;
   }
 
-  /** The batch under construction takes one more record of this payload; false when the journal has failed. */
-  private makeRoom(payloadBytes: number): boolean {
+  /** The batch under construction takes one more record of this payload. False: the request waits, or was answered. */
+  private makeRoom(slot: number, payloadBytes: number, progress: number): boolean {
     if (!this.host.content.journal.fits(payloadBytes)) this.flushBatch();
-    return this.stopped === 0;
+    if (this.stopped !== 0) {
+      this.requests.complete(slot, this.stopped);
+      return false;
+    }
+    if (this.hasRoom) return true;
+    this.stalled.push(slot, progress);
+    return false;
   }
 
   private unaligned(slot: number, device: StoredDevice): void {
@@ -189,29 +208,26 @@ export class Ingest {
       return;
     }
     const { journal } = this.host.content;
-    const head = pair.head;
-    const tail = pair.tail;
-    const end = offset + length;
-    const headBlock = offset - (offset % BLOCK_BYTES);
-    const middle = head >= 0 ? headBlock + BLOCK_BYTES : offset;
-    const middleEnd = end - (end % BLOCK_BYTES);
     // Room for both edges first: an append in between would release them.
     if (!journal.fits(2 * BLOCK_BYTES, 2)) this.flushBatch();
-    if (this.stopped !== 0) {
+    if (this.stopped !== 0 || !this.hasRoom) {
       this.edges.release(pair);
-      requests.complete(slot, this.stopped);
+      if (this.stopped !== 0) requests.complete(slot, this.stopped);
+      else this.stalled.push(slot, 0);
       return;
     }
-    if (head >= 0) {
-      this.batchBuffers.push(head);
-      journal.addData(device.id, headBlock, BLOCK_BYTES, head);
-    }
-    if (tail >= 0) {
-      this.batchBuffers.push(tail);
-      journal.addData(device.id, middleEnd, BLOCK_BYTES, tail);
-    }
-    if (middleEnd > middle) this.aligned(slot, device.id, middle, middleEnd - middle, buffer < 0 ? -1 : buffer + middle - offset);
+    const end = offset + length;
+    const first = alignUp(offset, BLOCK_BYTES);
+    const last = end - (end % BLOCK_BYTES);
+    if (pair.head >= 0) this.addEdge(device.id, offset - (offset % BLOCK_BYTES), pair.head);
+    if (pair.tail >= 0) this.addEdge(device.id, last, pair.tail);
+    if (last > first) this.whole(slot, device.id, 1);
     else this.batchSlots[this.batchSlotCount++] = slot;
+  }
+
+  private addEdge(device: number, offset: number, buffer: number): void {
+    this.batchBuffers.push(buffer);
+    this.host.content.journal.addData(device, offset, BLOCK_BYTES, buffer);
   }
 
   /** Whether the batch under construction changes an edge block of the range. */
@@ -244,7 +260,13 @@ export class Ingest {
       for (let i = 0; i < slots; i++) requests.complete(this.batchSlots[i], Errno.EIO);
       return;
     }
-    content.core.applyData(journal.batchAt, journal.batchLsn, content.core.epoch!.id);
+    try {
+      content.core.applyData(journal.batchAt, journal.batchLsn, content.core.epoch!.id);
+    } catch (error) {
+      // A map node could not be read: the group stops, and recovery applies what was appended.
+      for (let i = 0; i < slots; i++) requests.complete(this.batchSlots[i], Errno.EIO);
+      throw error;
+    }
     this.host.appended();
     let wantsSync = false;
     for (let i = 0; i < slots; i++) {
@@ -276,7 +298,8 @@ export class Ingest {
   private resume(): void {
     if (this.stalled.length === 0 || this.stopped !== 0) return;
     while (this.stalled.length > 0 && this.host.content.journal.hasRoomForData) {
-      this.change(this.stalled.shift(0));
+      const slot = this.stalled.shift(Infinity);
+      this.change(slot, this.requests.serviceWord[slot]);
       this.flushBatch();
     }
   }
