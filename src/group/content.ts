@@ -233,6 +233,8 @@ export class Content {
     const since = this.appliedLsn - this.checkpointer.committedAt.lsn;
     if (this.checkpointWanted) return true;
     if (since === 0) return false;
+    // Trims and operations fill the journal, too, and no destage round ever ends for them.
+    if (this.store.pending.blocks === 0 && this.appliedLsn - this.checkpointer.lowWater.lsn >= this.options.journal.segmentBytes) return true;
     return since >= this.options.checkpointBytes || this.reactor.nowUs - this.lastCheckpointUs >= this.options.checkpointUs;
   }
 
