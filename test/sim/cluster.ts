@@ -110,6 +110,7 @@ export class SimHost {
       slotWrite: (at, lowWater) => this.slotWrite(at, lowWater),
       journalSyncFailed: () => {
         this.pagesLost = true;
+        this.model.cacheFloor = 0;
       },
     });
     const scale: Scale = {
@@ -198,6 +199,8 @@ export class SimHost {
     this.commands = undefined;
     this.client = undefined;
     this.reactor = undefined;
+    this.model.beforeRecord = () => undefined;
+    this.model.afterRecord = () => undefined;
   }
 
   crash(kind: CrashKind): void {

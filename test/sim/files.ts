@@ -54,7 +54,7 @@ export const NO_PATH = '';
 /** enter()'s answer when the process dies within a write. */
 const CRASH_WITHIN = -1;
 const CRASH_ERRNO = 0x7fff;
-const ROW_NAMES = ['jobPread', 'jobPwrite', 'jobFdatasync', 'jobFsync', 'jobPunch', 'jobZero', 'jobClose'];
+const ROW_NAMES = ['jobPread', 'jobPwrite', 'jobFdatasync', 'jobFsync', 'jobPunch', 'jobZero', 'jobClose', 'jobUnlink'];
 
 export abstract class SimFiles {
   readonly memory: ArrayBuffer;
@@ -368,6 +368,12 @@ export abstract class SimFiles {
         if (errno !== 0) return -errno;
         open.file.punch(pos, part < 1 ? wholePages(pos, length * part) : length, this.options.disk.nextCall());
         return 0;
+      }
+      case JobOp.unlink: {
+        const path = Buffer.from(this.range(buffer, length - 1)).toString();
+        const errno = this.enter('unlink', path, 0, 0, true);
+        const result = errno !== 0 ? -errno : part < 1 ? 0 : this.options.disk.unlink(path);
+        return result === -Errno.ENOENT ? 0 : result;
       }
       case JobOp.close:
         this.enter('close', open?.path ?? NO_PATH, 0, 0, true);
