@@ -92,7 +92,7 @@ export class Content {
     this.reader = new BlockReader(reactor, this.store, this.journal.pool, (bit) => this.checkpointer.file(bit));
     this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, options.destager, lowWater);
     this.checkpointer = new Checkpointer(reactor, this.store, { ...options.checkpointer, directory: options.directory, groupId: options.groupId }, file, sequence, at, lowWater);
-    this.walker = new Walker(reactor, this.store, this.reader, this.checkpointer, { ...DEFAULT_WALKER, ...options.walker });
+    this.walker = new Walker(reactor, this.store, this.reader, this.checkpointer, { ...DEFAULT_WALKER, ...options.walker }, () => this.destager.jobsInFlight);
     this.checkpointer.onCommitted = (maps) => this.walker.offer(maps);
     this.walker.onWanted = () => this.requestCheckpoint();
     this.destager.onWaiting = (lsn) => this.journal.sync(lsn);

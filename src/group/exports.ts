@@ -6,8 +6,7 @@
  * operations are under way.
  */
 
-import { Errno } from '../base/errors.js';
-import { BLOCK_BYTES, deviceId, MIB } from '../base/units.js';
+import { BLOCK_BYTES, deviceId } from '../base/units.js';
 import type { DeviceId } from '../base/units.js';
 import type { BlockReader } from '../store/read.js';
 import { blockOf } from '../store/store.js';
@@ -153,34 +152,6 @@ export class Exports {
     };
     step();
   }
-}
-
-/**
- * Brings a range into the page cache, piece by piece, through a scratch buffer
- * of the caller's. `done` gets an errno.
- */
-export function cacheRange(
-  arena: { alloc(bytes: number): number; release(at: number): void }, reader: BlockReader, device: StoredDevice, offset: number, length: number,
-  done: (errno: number) => void,
-): void {
-  const piece = Math.min(length, MIB);
-  const buffer = arena.alloc(Math.max(BLOCK_BYTES, piece));
-  if (buffer < 0) {
-    done(Errno.ENOMEM);
-    return;
-  }
-  let at = 0;
-  const step = (result: number): void => {
-    if (result < 0 || at >= length) {
-      arena.release(buffer);
-      done(-result);
-      return;
-    }
-    const bytes = Math.min(piece, length - at);
-    at += bytes;
-    reader.read(device, offset + at - bytes, bytes, buffer, step);
-  };
-  step(0);
 }
 
 function disconnect(view: ExportView, reason: string): void {

@@ -7,18 +7,18 @@
  */
 
 import { assert, unreachable } from '../base/assert.js';
-import { Errno, IoError, OperatorError } from '../base/errors.js';
+import { CorruptionError, Errno, IoError, OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import { toHex } from '../base/words.js';
 import type { SpaceStat } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Journal, Position } from '../journal/journal.js';
-import { WOULD_WAIT } from '../store/read.js';
 import { Content } from './content.js';
 import type { ContentOptions } from './content.js';
-import { cacheRange, Exports } from './exports.js';
+import { Exports } from './exports.js';
 import { Follower } from './follower.js';
 import { Ingest } from './ingest.js';
+import { readRequest } from './reads.js';
 import type { EpochOperation, Operation } from './record.js';
 import { encodeMarker } from './record.js';
 import { RequestKind } from './requests.js';
@@ -31,6 +31,8 @@ import { stallSentence } from './stall.js';
 import { readState } from './statefile.js';
 import type { StateFile } from './statefile.js';
 import { Tree } from './tree.js';
+import { DurableWaits } from './waits.js';
+import type { Durable } from './waits.js';
 
 export interface GroupOptions extends Omit<ContentOptions, 'groupId'>, RolesOptions {
   /** Role when the group is opened for the first time. */
@@ -64,7 +66,7 @@ export class Group implements ReplicatedGroup {
   private readonly appendedHooks = new Set<() => void>();
   private readonly durableHooks = new Set<() => void>();
   private readonly roleHooks = new Set<() => void>();
-  private durableWaits: { lsn: number; done: (error: OperatorError | undefined) => void }[] = [];
+  private readonly durableWaits = new DurableWaits();
   private readonly removeHook: () => void;
   closed = false;
   /** Longest time the data thread spent in one marker since start, microseconds. */
@@ -148,6 +150,8 @@ export class Group implements ReplicatedGroup {
     }, this.requests);
     content.journal.onDurable = () => this.afterDurable();
     content.journal.onFailure = (error) => this.fail(error);
+    content.reader.onCorruption = (error) => this.stopOn(error);
+    content.checkpointer.onCorruption = (error) => this.stopOn(error);
     content.journal.pool.onCreated = (failure) => {
       if (failure !== undefined) this.log.error(`the journal cannot grow: ${failure}`);
     };
@@ -224,11 +228,29 @@ export class Group implements ReplicatedGroup {
   // ---- tick ---------------------------------------------------------------------------------------
 
   private tick(): void {
-    if (this.opened === undefined || this.closed || this.changing) return;
+    if (this.opened === undefined || this.closed || this.changing || this.role === 'stopped') return;
+    this.guarded(() => this.work(this.content));
+  }
+
+  /** Damage on this group's disk, or a failing disk, stops this group and no other. */
+  private guarded(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      if (!(error instanceof CorruptionError) && !(error instanceof IoError)) throw error;
+      this.stopOn(error);
+    }
+  }
+
+  private stopOn(error: CorruptionError | IoError): void {
+    this.roles.stop(`${error.message}. Nothing more is acknowledged; the files were left as they are`);
+  }
+
+  private work(content: Content): void {
     if (this.role === 'primary') this.ingest!.tick();
-    this.opened.poll(this.stableLsn, this.retainedLsn());
+    content.poll(this.stableLsn, this.retainedLsn());
     this.follower.poll();
-    this.opened.journal.pool.ensureSpare(3);
+    content.journal.pool.ensureSpare(3);
   }
 
   /** Ticks happen only when something does; time-bound work needs a clock of its own. */
@@ -261,11 +283,7 @@ export class Group implements ReplicatedGroup {
   private afterDurable(): void {
     const lsn = this.content.journal.durableLsn;
     this.ingest?.durable();
-    if (this.durableWaits.length > 0) {
-      const ready = this.durableWaits.filter((wait) => wait.lsn <= lsn);
-      this.durableWaits = this.durableWaits.filter((wait) => wait.lsn > lsn);
-      for (const wait of ready) wait.done(undefined);
-    }
+    this.durableWaits.advance(lsn);
     for (const hook of this.durableHooks) hook();
   }
 
@@ -275,7 +293,8 @@ export class Group implements ReplicatedGroup {
     const { requests } = this;
     const kind = requests.kind[slot];
     if (kind === RequestKind.read || kind === RequestKind.cache) {
-      this.read(slot, kind === RequestKind.cache);
+      if (this.opened === undefined || !this.serving) requests.complete(slot, Errno.ESHUTDOWN);
+      else this.guarded(() => readRequest(this.reactor.arena, this.content, requests, slot));
       return;
     }
     if (this.role !== 'primary') {
@@ -283,30 +302,7 @@ export class Group implements ReplicatedGroup {
       requests.complete(slot, kind === RequestKind.flush && this.role === 'secondary' ? 0 : this.role === 'secondary' ? Errno.EPERM : Errno.ESHUTDOWN);
       return;
     }
-    this.ingest!.submit(slot);
-  }
-
-  private read(slot: number, cacheOnly: boolean): void {
-    const { requests } = this;
-    const device = this.opened?.store.find(requests.device[slot]);
-    const offset = requests.offset[slot];
-    const length = requests.length[slot];
-    if (device === undefined || !this.serving) {
-      requests.complete(slot, Errno.ESHUTDOWN);
-      return;
-    }
-    if (offset + length > device.sizeBytes) {
-      requests.complete(slot, Errno.EINVAL);
-      return;
-    }
-    const { reader } = this.content;
-    if (cacheOnly) {
-      cacheRange(this.reactor.arena, reader, device, offset, length, (errno) => requests.complete(slot, errno));
-      return;
-    }
-    const result = reader.tryRead(device, offset, length, requests.buffer[slot]);
-    if (result === WOULD_WAIT) reader.read(device, offset, length, requests.buffer[slot], (late) => requests.complete(slot, -late));
-    else requests.complete(slot, -result);
+    this.guarded(() => this.ingest!.submit(slot));
   }
 
   get writable(): boolean {
@@ -364,11 +360,11 @@ export class Group implements ReplicatedGroup {
   }
 
   /** `done` is called when everything below `lsn` is durable here, or with why it never will be. */
-  whenDurable(lsn: number, done: (error: OperatorError | undefined) => void): void {
+  whenDurable(lsn: number, done: Durable): void {
     if (this.role === 'stopped') done(new OperatorError('group/stopped', this.roleReason));
     else if (this.journal.durableLsn >= lsn) done(undefined);
     else {
-      this.durableWaits.push({ lsn, done });
+      this.durableWaits.add(lsn, done);
       this.journal.sync(lsn);
     }
   }
@@ -416,9 +412,7 @@ export class Group implements ReplicatedGroup {
       const stopped = this.role === 'stopped';
       this.ingest?.stop(stopped ? Errno.EIO : Errno.ESHUTDOWN);
       if (stopped) this.opened?.stop();
-      const waits = this.durableWaits;
-      this.durableWaits = [];
-      for (const wait of waits) wait.done(new OperatorError(stopped ? 'group/stopped' : 'role/not-primary', this.roleReason));
+      this.durableWaits.failAll(new OperatorError(stopped ? 'group/stopped' : 'role/not-primary', this.roleReason));
     }
     this.exports.update();
     if (!this.serving) this.exports.disconnectAll(this.roleReason);
@@ -444,7 +438,9 @@ export class Group implements ReplicatedGroup {
   }
 
   receive(at: number, payloadAt: number): ReceiveResult {
-    return this.follower.receive(at, payloadAt);
+    let result: ReceiveResult = { kind: 'failed', reason: 'the group stopped' };
+    this.guarded(() => (result = this.follower.receive(at, payloadAt)));
+    return result;
   }
 
   setPrimaryDurable(lsn: number): void {

@@ -18,7 +18,7 @@
  */
 
 import { assert } from '../base/assert.js';
-import { IoError } from '../base/errors.js';
+import { CorruptionError, IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable, O, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -102,6 +102,8 @@ export class Checkpointer {
   private overwrittenBlocks = 0;
   /** Offers the roots of a commit; true when they were taken over. */
   onCommitted: (maps: CommittedMaps) => boolean = () => false;
+  /** Damage was found in the map file: the group has to stop. */
+  onCorruption: (error: CorruptionError) => void = () => undefined;
   /** The captured LSN should become stable soon. */
   onWaiting: (lsn: number) => void = () => undefined;
 
@@ -204,7 +206,14 @@ export class Checkpointer {
           this.fail(new IoError(errno, `read map node at byte ${position} of`, this.file(file).path).message);
           return;
         }
-        writer.supply(node);
+        try {
+          writer.supply(node);
+        } catch (error) {
+          if (!(error instanceof CorruptionError)) throw error;
+          this.fail(error.message);
+          this.onCorruption(error);
+          return;
+        }
         this.pump();
       });
       return;

@@ -8,6 +8,7 @@
  * layer, whatever its age. Neighbouring blocks that lie together are read together.
  */
 
+import { CorruptionError, Errno } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -119,23 +120,34 @@ export class BlockReader {
     attempt();
   }
 
-  /** Brings a map node into memory; `done` gets 0 or −errno. Damage on the disk throws CorruptionError. */
+  /** Damage was found on the disk: the group has to stop. */
+  onCorruption: (error: CorruptionError) => void = () => undefined;
+
+  /** Brings a map node into memory; `done` gets 0 or −errno. */
   loadNode(handle: number, done: (result: number) => void): void {
     const { map } = this.store;
     const ref = map.diskRefOf(handle);
     const file = this.mapFile(fileOfRef(ref));
     file.read(positionOfRef(ref), (bytes, errno) => {
-      const needed = errno === 0 ? map.load(handle, ref, bytes) : 0;
-      if (needed === 0) {
-        done(-errno);
+      const needed = errno === 0 ? this.install(handle, ref, bytes) : -errno;
+      if (needed <= 0) {
+        done(needed);
         return;
       }
       const first = bytes.slice();
-      file.read(needed, (second, errnoOfSecond) => {
-        if (errnoOfSecond === 0) map.load(handle, ref, first, second);
-        done(-errnoOfSecond);
-      });
+      file.read(needed, (second, errnoOfSecond) => done(errnoOfSecond === 0 ? this.install(handle, ref, first, second) : -errnoOfSecond));
     });
+  }
+
+  /** 0, the position of a second record that is needed, or −EIO after damage was reported. */
+  private install(handle: number, ref: number, bytes: Uint8Array, second?: Uint8Array): number {
+    try {
+      return this.store.map.load(handle, ref, bytes, second);
+    } catch (error) {
+      if (!(error instanceof CorruptionError)) throw error;
+      this.onCorruption(error);
+      return -Errno.EIO;
+    }
   }
 
   /** Reads that wait for a helper. */

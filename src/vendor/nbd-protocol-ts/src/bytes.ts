@@ -23,7 +23,7 @@ export function encodeClipped(text: string): Uint8Array {
   if (bytes.length <= MAX_STRING_BYTES) return bytes;
   let end = MAX_STRING_BYTES;
   // A byte 10xxxxxx continues a character: step back to where one begins.
-  while (end > 0 && (bytes[end]! & 0xc0) === 0x80) end--;
+  while (end > 0 && (bytes[end] & 0xc0) === 0x80) end--;
   return bytes.subarray(0, end);
 }
 

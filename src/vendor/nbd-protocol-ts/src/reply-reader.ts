@@ -65,13 +65,13 @@ export class Coverage {
     let high = this.ranges.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (this.ranges[middle]!.to <= from) low = middle + 1;
+      if (this.ranges[middle].to <= from) low = middle + 1;
       else high = middle;
     }
-    if (low < this.ranges.length && this.ranges[low]!.from < to) return false;
+    if (low < this.ranges.length && this.ranges[low].from < to) return false;
     this.total += to - from;
     // In order is the normal case: then one range grows.
-    if (low > 0 && this.ranges[low - 1]!.to === from) this.ranges[low - 1]!.to = to;
+    if (low > 0 && this.ranges[low - 1].to === from) this.ranges[low - 1].to = to;
     else this.ranges.splice(low, 0, { from, to });
     return true;
   }

@@ -110,7 +110,7 @@ function putError(view: DataView, at: number, message: Uint8Array, errno: number
   const n = Math.min(message.length, MAX_STRING_BYTES);
   view.setUint32(at + 20, errno);
   view.setUint16(at + 24, n);
-  for (let i = 0; i < n; i++) view.setUint8(at + 26 + i, message[i]!);
+  for (let i = 0; i < n; i++) view.setUint8(at + 26 + i, message[i]);
   return n;
 }
 

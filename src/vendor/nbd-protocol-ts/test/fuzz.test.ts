@@ -8,7 +8,7 @@ const SEED = Number(process.env['SEED'] ?? Math.floor(Math.random() * 2 ** 31));
 t.comment(`SEED=${SEED}`);
 
 type Random = () => number;
-const pick = <T>(random: Random, from: readonly T[]): T => from[Math.floor(random() * from.length)]!;
+const pick = <T>(random: Random, from: readonly T[]): T => from[Math.floor(random() * from.length)];
 const below = (random: Random, limit: number): number => Math.floor(random() * limit);
 
 const directory = directoryOf([memoryExport('vol', 1 << 16), memoryExport('other', 512)]);

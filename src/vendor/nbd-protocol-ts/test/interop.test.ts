@@ -16,7 +16,8 @@ import type { MemoryExport } from './memory-server.js';
 
 const run = promisify(execFile);
 // tap's NODE_OPTIONS are not for others.
-const { NODE_OPTIONS: _dropped, ...environment } = process.env;
+const environment = { ...process.env };
+delete environment.NODE_OPTIONS;
 
 function installed(tool: string): boolean {
   return (process.env['PATH'] ?? '').split(delimiter).some((folder) => {

@@ -167,7 +167,7 @@ void t.test('once compiled, reading, validating and answering a request allocate
   const replies = viewOf(new Uint8Array(count * nbd.SIMPLE_REPLY_BYTES));
   for (let i = 0; i < count; i++) {
     // Cookies and offsets beyond 31 bits: what V8 would have to put on the heap.
-    nbd.putRequest(requests, i * nbd.REQUEST_BYTES, i & 1, [READ, WRITE, TRIM, ZEROES][i & 3]!, 0xf0000000 + i, 0xe0000000 + i, 2 ** 41 + i * 4096, 4096);
+    nbd.putRequest(requests, i * nbd.REQUEST_BYTES, i & 1, [READ, WRITE, TRIM, ZEROES][i & 3], 0xf0000000 + i, 0xe0000000 + i, 2 ** 41 + i * 4096, 4096);
   }
   const facts = { sizeBytes: 2 ** 42, transmissionFlags: ALL_FLAGS, minimumBlock: 512, maximumBlock: 32 * MIB };
   const session = { structuredReplies: false, contextCount: 0 };

@@ -1,0 +1,72 @@
+/**
+ * READ and CACHE requests: from a slot to bytes in its buffer.
+ *
+ * Owns: judging them by the device as it is now, and the two ways of reading,
+ * at once from memory or later from a disk. Must not know: NBD, roles.
+ */
+
+import { Errno } from '../base/errors.js';
+import { BLOCK_BYTES, MIB } from '../base/units.js';
+import type { Arena } from '../io/arena.js';
+import type { BlockReader } from '../store/read.js';
+import { WOULD_WAIT } from '../store/read.js';
+import type { StoredDevice } from '../store/store.js';
+import type { Content } from './content.js';
+import { RequestKind } from './requests.js';
+import type { RequestTable } from './requests.js';
+
+/** Answers the slot, now if everything is in memory. */
+export function readRequest(arena: Arena, content: Content, requests: RequestTable, slot: number): void {
+  const device = content.store.find(requests.device[slot]);
+  const offset = requests.offset[slot];
+  const length = requests.length[slot];
+  if (device === undefined) {
+    requests.complete(slot, Errno.ESHUTDOWN);
+    return;
+  }
+  if (offset + length > device.sizeBytes) {
+    // A marker may have shrunk the device since the request was parsed.
+    requests.complete(slot, Errno.EINVAL);
+    return;
+  }
+  const { reader } = content;
+  if (requests.kind[slot] === RequestKind.cache) {
+    cacheRange(arena, reader, device, offset, length, (errno) => requests.complete(slot, errno));
+    return;
+  }
+  let result: number;
+  try {
+    result = reader.tryRead(device, offset, length, requests.buffer[slot]);
+  } catch (error) {
+    // A layer's file is missing or the like: this client hears of it as EIO, the group stops.
+    requests.complete(slot, Errno.EIO);
+    throw error;
+  }
+  if (result === WOULD_WAIT) reader.read(device, offset, length, requests.buffer[slot], (late) => requests.complete(slot, -late));
+  else requests.complete(slot, -result);
+}
+
+/**
+ * Brings a range into the page cache, piece by piece, through a scratch buffer
+ * of the caller's. `done` gets an errno.
+ */
+function cacheRange(arena: Arena, reader: BlockReader, device: StoredDevice, offset: number, length: number, done: (errno: number) => void): void {
+  const piece = Math.min(length, MIB);
+  const buffer = arena.alloc(Math.max(BLOCK_BYTES, piece));
+  if (buffer < 0) {
+    done(Errno.ENOMEM);
+    return;
+  }
+  let at = 0;
+  const step = (result: number): void => {
+    if (result < 0 || at >= length) {
+      arena.release(buffer);
+      done(-result);
+      return;
+    }
+    const bytes = Math.min(piece, length - at);
+    at += bytes;
+    reader.read(device, offset + at - bytes, bytes, buffer, step);
+  };
+  step(0);
+}
