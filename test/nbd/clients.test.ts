@@ -56,6 +56,22 @@ void withRig('nbdcopy copies in and out, over several connections', {}, async (r
   t.ok(rig.service.counts.flush >= 1);
 });
 
+void withRig('TCP serves as well: nbdcopy there and back', {}, async (rig, t) => {
+  const device = rig.service.add('v', 9 * MIB);
+  const listener = rig.server.listen({ kind: 'tcp', host: '127.0.0.1', port: 0 });
+  const uri = `nbd://127.0.0.1:${listener.port}/v`;
+  const file = join(rig.directory, 'in');
+  const back = join(rig.directory, 'out');
+  const bytes = Buffer.from(pattern(9 * MIB, 6));
+  writeFileSync(file, bytes);
+  t.match(await rig.tool('nbdcopy', '--request-size=4194304', file, uri), { code: 0, stderr: '' });
+  const found = new Uint8Array(bytes.length);
+  device.read(0, found);
+  t.ok(bytes.equals(found));
+  t.match(await rig.tool('nbdcopy', '--request-size=4194304', uri, back), { code: 0, stderr: '' });
+  t.ok(readFileSync(back).equals(bytes));
+});
+
 void withRig('nbdsh: every command, structured replies, errors by name', {}, async (rig, t) => {
   rig.service.add('g/v', 6 * GIB);
   const script = `

@@ -90,7 +90,9 @@ export class Rig {
 
   /** Steps until nothing moves any more: neither in the server nor on a socket. */
   settle(): void {
+    const end = Date.now() + PATIENCE_MS;
     for (let quiet = 0; quiet < 20; ) {
+      if (Date.now() > end) throw new Error('the server never comes to rest');
       const before = [...this.clients].map((client) => client.moved).join();
       const happened = this.reactor.step(0);
       for (const client of this.clients) client.pump();
