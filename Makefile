@@ -56,7 +56,7 @@ dist/bin/lockstep dist/bin/lockstepd: scripts/setup/wrapper.sh
 	@install -m 755 $< $@
 
 build: deps-npm native ## compile everything below dist/ and native/build/
-	@$(MAKE) dist/.built dist/bin/lockstep dist/bin/lockstepd
+	@$(MAKE) -s dist/.built dist/bin/lockstep dist/bin/lockstepd
 
 # ---- using it ---------------------------------------------------------------
 

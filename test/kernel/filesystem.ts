@@ -11,7 +11,7 @@ const DEVICE = '/dev/nbd0';
 /** fio on files of the mounted filesystem; `phase` writes with checksums in every block, or reads them back. */
 function fio(name: string, phase: 'write' | 'verify', size = '40m'): string {
   const common = `fio --name=${name} --directory=/media --size=${size} --bs=4k --rw=randwrite --ioengine=libaio --direct=1 --iodepth=16 ` +
-    '--fsync=256 --randseed=7 --verify=crc32c --verify_fatal=1 --eta=never --output=/dev/null';
+    '--fsync=256 --randseed=7 --verify=crc32c --verify_fatal=1 --eta=never --verify_state_save=0 --output=/dev/null';
   return phase === 'write' ? `${common} --do_verify=0` : `${common} --verify_only`;
 }
 
