@@ -374,6 +374,7 @@ export class Journal {
       segment.dirty = false;
       const result = this.reactor.io.fdatasync(segment.fd);
       if (result < 0) return this.fail(result, 'fdatasync the journal');
+      segment.headed = true;
     }
     this.unsyncedSinceUs = -1;
     this.durableLsn = this.appendedLsn;
@@ -418,6 +419,7 @@ export class Journal {
         this.fail(result, 'fdatasync the journal');
         return;
       }
+      for (const segment of synced) segment.headed = true;
       this.durableLsn = Math.max(this.durableLsn, target);
       if (this.syncWanted > this.durableLsn) this.startSync();
       this.markDurable();

@@ -17,14 +17,20 @@
  *   segment missing below the durable LSN                 CorruptionError
  *   batch above it does not verify                        ends the journal there, zeroes the rest
  *   segment begun, its header not on disk                 the journal ends before it; the file is free
+ *   segment header damaged (sectors are never torn)       CorruptionError, if the segment continues the journal
  *   valid batches behind the torn one                     erased with the rest
  *   power fails again during all this                     the next recovery does the same
+ *
+ * Below the low-water mark nothing is replayed, but a link may still need it: a
+ * peer that was away is served from there. Segments that lead up to the first
+ * one replayed stay live (`older`), and are released like any others once the
+ * links have said what they need.
  */
 
 import { CorruptionError, IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { assert } from '../base/assert.js';
-import { batch, BATCH_MAGIC, checkBatchShape, MAX_BATCH_BYTES, SEGMENT_HEADER_BYTES, usedHeaderBytes } from './format.js';
+import { batch, BATCH_MAGIC, checkBatchShape, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, SEGMENT_HEADER_BYTES, usedHeaderBytes } from './format.js';
 import type { Journal, Position } from './journal.js';
 import type { FoundSegment } from './segments.js';
 import type { Memory } from './verify.js';
@@ -67,7 +73,8 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
   let position = input.from;
   let segment = firstSegment(found, position.lsn);
   if (segment === undefined) {
-    throw new CorruptionError(journal.options.directory, 0, `no journal segment holds LSN ${position.lsn}; the oldest needed one is missing`);
+    const unreadable = found.filter((one) => one.header === undefined && !one.blank).map((one) => ` ${one.path}: ${one.why}.`);
+    throw new CorruptionError(journal.options.directory, 0, `no journal segment holds LSN ${position.lsn}; the oldest needed one is missing.${unreadable.join('')}`);
   }
   const live: FoundSegment[] = [];
   let batches = 0;
@@ -121,7 +128,11 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
         segment = following;
         continue;
       }
-      durable = Math.max(durable, durableBehind(memory, found, segment, position.lsn, window, pool.segmentBytes, input));
+      const headless = headlessNext(memory, found, position, window, pool.segmentBytes);
+      if (headless !== undefined && !headless.blank) {
+        throw new CorruptionError(headless.path, 0, `${headless.why}, although the segment continues the journal at LSN ${position.lsn}`);
+      }
+      durable = Math.max(durable, durableBehind(memory, found, segment, headless, position.lsn, window, pool.segmentBytes, input));
       if (position.lsn < durable) {
         throw new CorruptionError(segment.path, pool.filePosition(segment, position.lsn),
           `${why} at LSN ${position.lsn}, although this node had made the journal durable up to LSN ${durable}`);
@@ -165,15 +176,26 @@ function nextSegment(found: FoundSegment[], segment: FoundSegment, position: Pos
   return best;
 }
 
+/** A segment without a readable header that begins with the batch that belongs at `position`. */
+function headlessNext(memory: Memory, found: FoundSegment[], position: Position, window: number, segmentBytes: number): FoundSegment | undefined {
+  for (const other of found) {
+    if (other.header !== undefined) continue;
+    const bytes = readWindow(memory, other, window, SEGMENT_HEADER_BYTES, segmentBytes);
+    if (bytes >= BLOCK_BYTES && verifyHeader(memory, window, bytes, position) === undefined) return other;
+  }
+  return undefined;
+}
+
 /**
  * Looks behind the first batch that does not verify for batches of this node
  * that prove that the place was durable once. Returns the highest LSN so proven.
  */
-function durableBehind(memory: Memory, found: FoundSegment[], segment: FoundSegment, lsn: number, window: number, segmentBytes: number, input: RecoverInput): number {
+function durableBehind(memory: Memory, found: FoundSegment[], segment: FoundSegment, headless: FoundSegment | undefined, lsn: number, window: number, segmentBytes: number, input: RecoverInput): number {
   const { arena, io } = memory;
   let durable = 0;
   for (const other of found) {
-    if (other !== segment && (other.header === undefined || other.serial < segment.serial || other.baseLsn < lsn)) continue;
+    if (other === headless) other.baseLsn = lsn;
+    else if (other !== segment && (other.header === undefined || other.serial < segment.serial || other.baseLsn < lsn)) continue;
     const start = other === segment ? SEGMENT_HEADER_BYTES + lsn - other.baseLsn : SEGMENT_HEADER_BYTES;
     for (let pos = start; pos < segmentBytes; pos += MAX_BATCH_BYTES) {
       const bytes = readWindow(memory, other, window, pos, segmentBytes);
@@ -188,6 +210,44 @@ function durableBehind(memory: Memory, found: FoundSegment[], segment: FoundSegm
     }
   }
   return durable;
+}
+
+/**
+ * The segments below `first` that hold the history up to it, in LSN order. Headers and chain are followed; payloads
+ * are not read: they are checked by whoever is sent them.
+ */
+function older(memory: Memory, journal: Journal, found: readonly FoundSegment[], first: FoundSegment, window: number): FoundSegment[] {
+  const kept: FoundSegment[] = [];
+  let next = first;
+  for (;;) {
+    const before = found
+      .filter((one) => one.header !== undefined && one.serial < next.serial && one.baseLsn < next.baseLsn)
+      .sort((a, b) => b.serial - a.serial)
+      .find((one) => leadsTo(memory, journal, one, next, window));
+    if (before === undefined) return kept;
+    before.endLsn = next.baseLsn;
+    kept.unshift(before);
+    next = before;
+  }
+}
+
+/** Whether the batches of `segment` end where `next` begins, with its chain. */
+function leadsTo(memory: Memory, journal: Journal, segment: FoundSegment, next: FoundSegment, window: number): boolean {
+  const { pool } = journal;
+  if (next.baseLsn - segment.baseLsn > pool.capacity || memory.io.stat(segment.fd).size !== pool.segmentBytes) return false;
+  const out = new Uint32Array(2);
+  const step = usedHeaderBytes(MAX_BATCH_RECORDS);
+  let position: Position = { lsn: segment.baseLsn, chainHi: segment.header!.chainHi, chainLo: segment.header!.chainLo };
+  while (position.lsn < next.baseLsn) {
+    const pos = pool.filePosition(segment, position.lsn);
+    const bytes = Math.min(step, pool.segmentBytes - pos);
+    const read = memory.io.pread(segment.fd, window, bytes, pos);
+    if (read < 0) throw new IoError(-read, `read the journal at byte ${pos} of`, segment.path);
+    if (verifyHeader(memory, window, bytes, position) !== undefined) return false;
+    position = positionAfter(memory, window, position, out);
+  }
+  const { header } = next;
+  return position.lsn === next.baseLsn && position.chainHi === header!.chainHi && position.chainLo === header!.chainLo;
 }
 
 /** Erases what lies behind the end and hands the segments to the pool. */
@@ -206,6 +266,7 @@ function finish(memory: Memory, journal: Journal, found: FoundSegment[], live: F
     const written = io.pwrite(last.fd, window, bytes, pos);
     if (written < 0) throw new IoError(-written, `erase the torn tail at byte ${pos} of`, last.path);
   }
+  live.unshift(...older(memory, journal, found, live[0], window));
   for (const segment of found) {
     if (live.includes(segment)) continue;
     if (segment.header !== undefined && segment.baseLsn >= live[0].baseLsn) pool.wipe(segment);

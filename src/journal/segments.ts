@@ -29,6 +29,8 @@ export interface Segment {
   endLsn: number;
   /** Written to since the last fdatasync was submitted. */
   dirty: boolean;
+  /** Its header is durable: recovery finds it. */
+  headed: boolean;
   /** Reads in flight on helper threads; a held segment is not taken into use again. */
   holds: number;
 }
@@ -37,6 +39,8 @@ export interface FoundSegment extends Segment {
   /** Undefined when the header cannot be read; `why` says so. */
   header: SegmentHeader | undefined;
   why: string;
+  /** The header is all zeros: never used, or erased, or begun without its header having reached the disk. */
+  blank: boolean;
   durableMark: number;
 }
 
@@ -109,10 +113,11 @@ export class SegmentPool {
       if (read < 0) throw new IoError(-read, 'read journal segment', path);
       const header = decodeSegmentHeader(arena.u8, this.scratch);
       const segment: FoundSegment = {
-        fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, holds: 0, header: undefined, why: '', durableMark: 0,
+        fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: true, holds: 0, header: undefined, why: '', blank: false, durableMark: 0,
       };
       if (typeof header === 'string') {
         segment.why = header;
+        segment.blank = arena.u8.subarray(this.scratch, this.scratch + SECTOR_BYTES).every((byte) => byte === 0);
       } else if (header.groupId !== this.groupId) {
         throw new CorruptionError(path, 0, `this segment belongs to group ${header.groupId}, not to ${this.groupId}`);
       } else {
@@ -191,6 +196,7 @@ export class SegmentPool {
     segment.baseLsn = header.baseLsn;
     segment.endLsn = header.baseLsn;
     segment.dirty = true;
+    segment.headed = false;
     this.live.push(segment);
     return 0;
   }
@@ -222,14 +228,30 @@ export class SegmentPool {
     }
   }
 
-  /** Frees the live segments that lie wholly below `lsn`, as far as nobody holds them. Returns how many. */
+  /**
+   * Frees the live segments that lie wholly below `lsn`, as far as nobody holds
+   * them. Returns how many. Recovery from `lsn` has to find a segment: the one
+   * behind must be there for sure before this one may be used again.
+   */
   releaseBelow(lsn: number): number {
     let count = 0;
-    while (this.live.length > 1 && this.live[0].endLsn <= lsn && this.live[0].holds === 0 && !this.live[0].dirty) {
-      this.free.push(this.live.shift()!);
+    while (this.live.length > 1 && this.live[0].endLsn <= lsn && this.live[0].holds === 0 && !this.live[0].dirty && this.live[1].headed) {
+      const segment = this.live.shift()!;
+      this.forget(segment);
+      this.free.push(segment);
       count++;
     }
     return count;
+  }
+
+  /**
+   * Erases what says that a released segment holds a part of the history: the next recovery then keeps what was still
+   * needed at the end and no more. Only a hint: if it fails, or is lost with power, that recovery keeps some more.
+   */
+  private forget(segment: Segment): void {
+    const { io, arena } = this.reactor;
+    arena.u8.fill(0, this.scratch, this.scratch + SECTOR_BYTES);
+    io.pwrite(segment.fd, this.scratch, SECTOR_BYTES, 0);
   }
 
   /** Erases the header of a segment that is not live, so that no recovery takes it for a part of the history. */
@@ -267,7 +289,7 @@ export class SegmentPool {
       throw new IoError(-result, 'create journal segment', path);
     }
     this.total++;
-    this.free.push({ fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, holds: 0 });
+    this.free.push({ fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
   }
 
   /** Starts creating a segment on a helper when few are free and the limit allows one more. */
@@ -307,7 +329,7 @@ export class SegmentPool {
         }
         return;
       }
-      this.free.push({ fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, holds: 0 });
+      this.free.push({ fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
       this.onCreated(undefined);
     });
   }
