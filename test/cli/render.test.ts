@@ -14,7 +14,7 @@ alpha  lockstepd 0.1.0, process 4711, up 1 h 30 min, data in /var/lib/lockstep/a
 group g  PRIMARY  all is well
   role      primary, epoch 3
   lsn       appended 900000  durable 900000  applied 900000  stable 890000  checkpoint 700000
-  journal   [#####---------------] 25%  256 MiB of 1 GiB needed from LSN 650000, 16 segments
+  journal   [#####---------------] 25%  256 MiB of 1 GiB, needed from LSN 650000 on, 16 segments
   destage   nothing pending, 12 rounds done
   store     maps 12 MiB of 256 MiB, 3 layers, 100 GiB free, replay after a crash about 1.5 s
   devices   1 volume (10 GiB), 1 snapshot, 0 client connections
@@ -26,32 +26,43 @@ group g  PRIMARY  all is well
 t.test('a bad night: what is wrong comes first, each with what to do', async (t) => {
   const bad = group({
     roleReason: 'promoted by an operator', epoch: { number: 4, id: 'x', lossless: false },
-    journal: { sizeBytes: 2 ** 30, usedBytes: 2 ** 30, segments: 16, stalled: 'the link to beta retains the journal from LSN 650000' },
+    journal: { sizeBytes: 2 ** 30, usedBytes: 2 ** 30, segments: 16, stalled: 'the journal is full because link beta still needs it from LSN 650000; writers wait' },
     destage: { pendingBlocks: 1000, pendingBytes: 4_096_000, roundsDone: 1, behindBytes: 5 * 2 ** 20 },
-    store: { ...group().store, admission: '900 MiB are free, less than the watermark of 1 GiB', freeBytes: 900 * 2 ** 20, replaySecondsEstimate: 125 },
+    store: { ...group().store, admission: 'new writes are answered ENOSPC: 900 MiB free', freeBytes: 900 * 2 ** 20, replaySecondsEstimate: 125 },
     links: [link({ state: 'connecting', reason: 'connect: no route to host (EHOSTUNREACH)', lagBytes: 3 * 2 ** 20, lagSeconds: 250, reconnects: 7 })],
-    errors: ['layer file 7 could not be written: input/output error (EIO)'],
+    errors: [
+      'the journal is full because link beta still needs it from LSN 650000; writers wait', 'new writes are answered ENOSPC: 900 MiB free',
+      'layer file 7 could not be written: input/output error (EIO)',
+    ],
   });
   t.equal(`\n${renderGroup(bad, PLAIN)}\n`, `
 group g  PRIMARY  4 PROBLEMS
-  ! layer file 7 could not be written: input/output error (EIO)
-  ! writers wait: the link to beta retains the journal from LSN 650000
+  ! the journal is full because link beta still needs it from LSN 650000; writers wait
     => mend the link, or give it up: lockstep link drop g beta
-  ! new writes are answered "no space": 900 MiB are free, less than the watermark of 1 GiB
+  ! new writes are answered ENOSPC: 900 MiB free
     => free space on the data directory's file system (now 900 MiB free), or remove snapshots
+  ! layer file 7 could not be written: input/output error (EIO)
   ! link to beta is down: connect: no route to host (EHOSTUNREACH)
     => check that lockstepd runs on beta and that its link address can be reached from here; it reconnects by itself
   - a restart after a crash would replay for about 2 min 5 s
     => lower store.checkpointBytes if that is too long
   role      primary, epoch 4 (lossy: it began without all that was acknowledged before); promoted by an operator
   lsn       appended 900000  durable 900000  applied 900000  stable 890000  checkpoint 700000
-  journal   [####################] 100%  1 GiB of 1 GiB needed from LSN 650000, 16 segments
+  journal   [####################] 100%  1 GiB of 1 GiB, needed from LSN 650000 on, 16 segments
   destage   3.91 MiB in 1000 blocks pending, 5 MiB behind, 1 round done
   store     maps 12 MiB of 256 MiB, 3 layers, 900 MiB free, replay after a crash about 2 min 5 s
   devices   1 volume (10 GiB), 1 snapshot, 0 client connections
-  link ->   beta  async, connecting (connect: no route to host (EHOSTUNREACH)); 3 MiB, 4 min 10 s behind
+  link ->   beta  async, connecting; 3 MiB, 4 min 10 s behind
             shipped 900000  received 900000  durable 890000  applied 880000; 5 MiB on the wire, 7 reconnects
 `);
+});
+
+t.test('a sentence is said once: why a group is fenced is in its errors and in its role too', async (t) => {
+  const why = 'beta was promoted';
+  const text = renderGroup(group({ role: 'fenced', roleReason: why, errors: [why], links: [link({ state: 'refused', reason: `node beta says: ${why}` })] }), PLAIN);
+  t.equal(text.split(why).length - 1, 2, 'the group and the link, once each');
+  t.match(text, 'FENCED  2 PROBLEMS');
+  t.match(text, '=> the other node was promoted: use that one. To make this node its secondary: README, "Rebuild a secondary"');
 });
 
 t.test('a node without groups, and a group without links', async (t) => {

@@ -22,7 +22,10 @@ const LONG_REPLAY_SECONDS = 60;
 /** A streaming link that lags more than this has a cause. */
 const LONG_LAG_SECONDS = 30;
 
-/** Worst first. */
+/** What cannot be caught up from the journal. */
+const REBUILD = 'README, "Rebuild a secondary"';
+
+/** Problems before notes. */
 export function adviseGroup(group: GroupStatus): Advice[] {
   const problems: Advice[] = [];
   const notes: Advice[] = [];
@@ -34,7 +37,7 @@ export function adviseGroup(group: GroupStatus): Advice[] {
       problem(`the group is stopped: ${group.roleReason || 'the log says why'}`, 'mend the cause that the errors name, then restart lockstepd');
       break;
     case 'fenced':
-      problem(`the group is fenced: ${group.roleReason || 'another node was promoted'}`, 'the other node has the newer data; use that one, and give this one a new data directory to follow it');
+      problem(`the group is fenced: ${group.roleReason || 'another node was promoted'}`, `the other node was promoted: use that one. To make this node its secondary: ${REBUILD}`);
       break;
     case 'starting':
       note(`the group is starting: ${group.roleReason || 'recovering'}`, '');
@@ -42,17 +45,19 @@ export function adviseGroup(group: GroupStatus): Advice[] {
     case 'primary': case 'secondary':
       break;
   }
-  for (const sentence of group.errors) problem(sentence, '');
   if (group.journal.stalled !== null) {
     const holding = group.links.filter((link) => link.role === 'to' && link.state !== 'dropped' && link.state !== 'streaming');
     const drop = holding.length === 0 ? 'wait for the destager' : `mend the link, or give it up: ${holding.map((link) => `lockstep link drop ${group.name} ${link.peer}`).join(' or ')}`;
-    problem(`writers wait: ${group.journal.stalled}`, drop);
+    problem(group.journal.stalled, drop);
   } else if (group.journal.usedBytes > JOURNAL_HIGH * group.journal.sizeBytes) {
     problem(`the journal is ${Math.floor((100 * group.journal.usedBytes) / group.journal.sizeBytes)}% full; writers wait when it is full`, 'mend the link that is behind, write less, or configure a larger journal.size');
   }
   if (group.store.admission !== 'open') {
-    problem(`new writes are answered "no space": ${group.store.admission}`, `free space on the data directory's file system (now ${formatSize(group.store.freeBytes)} free), or remove snapshots`);
+    problem(group.store.admission, `free space on the data directory's file system (now ${formatSize(group.store.freeBytes)} free), or remove snapshots`);
   }
+  // The daemon lists among its errors what the fields above say too.
+  const told = [group.roleReason, group.journal.stalled, group.store.admission];
+  for (const sentence of group.errors) if (!told.includes(sentence)) problem(sentence, '');
   for (const link of group.links) adviseLink(group, link, problem, note);
   if (group.store.replaySecondsEstimate > LONG_REPLAY_SECONDS) {
     note(`a restart after a crash would replay for about ${formatDuration(group.store.replaySecondsEstimate)}`, 'lower store.checkpointBytes if that is too long');
@@ -76,7 +81,7 @@ function adviseLink(group: GroupStatus, link: LinkEntry, problem: Say, note: Say
       problem(`${name} is refused${because}`, 'it will not mend by itself: do what the reason says');
       break;
     case 'dropped':
-      problem(`${name} was dropped${because}`, `${link.peer} gets nothing any more; give it an empty data directory and restart both to replicate again`);
+      problem(`${name} was dropped${because}`, `${link.peer} gets nothing any more. A restart of this lockstepd tries it again; if what it lacks has left the journal: ${REBUILD}`);
       break;
     case 'hello':
       note(`${name} is being made${because}`, '');

@@ -21,17 +21,19 @@ export function renderGroup(group: GroupStatus, style: Style): string {
   const { lsn, journal, destage, store } = group;
   const volumes = group.devices.filter((device) => device.kind === 'volume');
   const clients = group.devices.reduce((sum, device) => sum + device.clients, 0);
+  /** The advice above has it already. */
+  const said = (reason: string): boolean => reason !== '' && advice.some((one) => one.what.includes(reason));
   const row = (label: string, text: string): string => `  ${label.padEnd(9)} ${text}`;
   return [
     `${style.bold(`group ${group.name}`)}  ${style.bold(group.role.toUpperCase())}  ${verdict(advice, style)}`,
     ...advice.flatMap((one) => renderAdvice(one, style)),
-    row('role', `${group.role}, epoch ${group.epoch.number}${group.epoch.lossless ? '' : ' (lossy: it began without all that was acknowledged before)'}${group.roleReason === '' ? '' : `; ${group.roleReason}`}`),
+    row('role', `${group.role}, epoch ${group.epoch.number}${group.epoch.lossless ? '' : ' (lossy: it began without all that was acknowledged before)'}${group.roleReason === '' || said(group.roleReason) ? '' : `; ${group.roleReason}`}`),
     row('lsn', `appended ${lsn.appended}  durable ${lsn.durable}  applied ${lsn.applied}  stable ${lsn.stable}  checkpoint ${lsn.checkpoint}`),
-    row('journal', `${bar(journal.usedBytes, journal.sizeBytes)}  ${formatSize(journal.usedBytes)} of ${formatSize(journal.sizeBytes)} needed from LSN ${lsn.lowWater}, ${count(journal.segments, 'segment')}`),
+    row('journal', `${bar(journal.usedBytes, journal.sizeBytes)}  ${formatSize(journal.usedBytes)} of ${formatSize(journal.sizeBytes)}, needed from LSN ${lsn.lowWater} on, ${count(journal.segments, 'segment')}`),
     row('destage', destage.pendingBlocks === 0 ? `nothing pending, ${count(destage.roundsDone, 'round')} done` : `${formatSize(destage.pendingBytes)} in ${count(destage.pendingBlocks, 'block')} pending, ${formatSize(destage.behindBytes)} behind, ${count(destage.roundsDone, 'round')} done`),
     row('store', `maps ${formatSize(store.mapBytes)} of ${formatSize(store.mapLimitBytes)}, ${count(store.layers, 'layer')}, ${formatSize(store.freeBytes)} free, replay after a crash about ${formatDuration(store.replaySecondsEstimate)}`),
     row('devices', `${count(volumes.length, 'volume')} (${formatSize(volumes.reduce((sum, device) => sum + device.sizeBytes, 0))}), ${count(group.devices.length - volumes.length, 'snapshot')}, ${count(clients, 'client connection')}`),
-    ...group.links.flatMap(renderLink),
+    ...group.links.flatMap((link) => renderLink(said(link.reason) ? { ...link, reason: '' } : link)),
     ...(group.links.length === 0 ? [row('links', 'none: this group is not replicated')] : []),
   ].join('\n');
 }
