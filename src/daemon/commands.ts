@@ -11,7 +11,7 @@ import { OperatorError } from '../base/errors.js';
 import type { ControlReplies, ControlRequest, MetricSample, Waiting } from '../control/port.js';
 import type { OperationReply } from '../control/schema.js';
 import type { Group } from '../group/group.js';
-import type { Performed } from '../group/group.js';
+import type { Performed } from '../group/perform.js';
 import { planCreate, planRemove, planRestore, planSnapshot } from '../group/operations.js';
 import type { Operation } from '../group/record.js';
 import type { DataPath } from './datapath.js';

@@ -24,6 +24,7 @@ import type { Reactor } from '../io/reactor.js';
 import { MAX_BATCH_PAYLOAD } from '../journal/format.js';
 import { NbdServer } from '../nbd/server.js';
 import type { Listener } from '../nbd/listener.js';
+import type { WalkerOptions } from '../store/walker.js';
 import { Links } from './links.js';
 
 /** What the simulator makes smaller. */
@@ -38,6 +39,7 @@ export interface Scale {
   /** ... or this long after the first pending block, microseconds. */
   readonly destageUs: number;
   readonly retryUs: number;
+  readonly walker?: Partial<WalkerOptions>;
 }
 
 export const DEFAULT_SCALE: Scale = {
@@ -91,6 +93,8 @@ export class DataPath {
 
   /** Opens everything; blocking. A group that cannot be opened is reported in `broken`. Throws IoError for listeners. */
   static open(reactor: Reactor, config: Config, log: Log, surroundings: Surroundings): DataPath {
+    // Each by itself: a directory that exists may not have a durable name yet.
+    mkdirs(reactor.io, config.dataDirectory);
     mkdirs(reactor.io, `${config.dataDirectory}/groups`);
     const path = new DataPath(reactor, config, log, surroundings);
     path.links.start();
@@ -135,6 +139,7 @@ export class DataPath {
         bufferBytes: scale.destageBufferBytes, retryUs: scale.retryUs,
       },
       checkpointer: { bufferBytes: scale.checkpointBufferBytes, compactSlackBytes: scale.compactSlackBytes, retryUs: scale.retryUs },
+      ...(scale.walker === undefined ? {} : { walker: scale.walker }),
       checkpointBytes: group.store.checkpointBytes,
       checkpointUs: group.store.checkpointSeconds * 1e6,
       mapMemoryBytes: group.store.mapMemory,

@@ -18,9 +18,10 @@ import type { ContentOptions } from './content.js';
 import { Exports } from './exports.js';
 import { Follower } from './follower.js';
 import { Ingest } from './ingest.js';
+import { appendOperation } from './perform.js';
+import type { Performed } from './perform.js';
 import { readRequest } from './reads.js';
 import type { EpochOperation, Operation } from './record.js';
-import { encodeMarker } from './record.js';
 import { RequestKind } from './requests.js';
 import type { RequestTable } from './requests.js';
 import type { EpochEntry, GroupRole, ReceiveResult, ReplicatedGroup } from './replica.js';
@@ -46,14 +47,6 @@ const POLL_INTERVAL_US = 50_000;
 const CLOSE_WAIT_US = 1000;
 const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
 const NO_EPOCH = { number: 0, id: '0'.repeat(32) };
-
-/** What an operation did. */
-export interface Performed {
-  readonly lsn: number;
-  /** First LSN behind the marker: it is durable when `durableLsn` has reached this. */
-  readonly endLsn: number;
-  readonly dataThreadUs: number;
-}
 
 export class Group implements ReplicatedGroup {
   readonly exports: Exports;
@@ -333,23 +326,11 @@ export class Group implements ReplicatedGroup {
   perform(operation: Operation): Performed {
     const { io } = this.reactor;
     const begun = io.nowUs();
-    const { journal, core } = this.content;
+    const { journal } = this.content;
     this.ingest!.flushBatch();
     if (!journal.hasRoomForMarker) throw new OperatorError('journal/stalled', this.stallReason() ?? 'the journal is full; try again in a moment');
-    const wallMs = io.wallMs();
-    if (operation.op === 'epoch') journal.setEpoch({ number: operation.number, id: operation.id });
-    const epochId = operation.op === 'epoch' ? operation.id : core.epoch!.id;
-    const before = journal.position;
-    const at = { lsn: journal.recordLsn(0), epochId, wallMs };
-    const edit = core.tree.edit(operation, at);
-    assert(typeof edit !== 'string', `operation ${operation.op} contradicts the tree: ${String(edit)}`);
-    journal.addMarker(encodeMarker({ operation, wallMs, digest: edit.tree.digest(epochId) }));
-    const result = journal.flush();
-    if (result < 0) throw new IoError(-result, 'append to the journal of', this.options.directory);
-    if (operation.op === 'epoch') {
-      core.pushEpoch({ number: operation.number, id: operation.id, start: before, node: operation.node, lossless: operation.lossless, wallMs });
-    }
-    core.commit(edit, at);
+    if (operation.op === 'assign') this.ingest!.cancel(operation.target);
+    const at = appendOperation(io, this.content, operation, this.options.node);
     this.exports.update();
     this.afterAppend();
     const endLsn = journal.appendedLsn;

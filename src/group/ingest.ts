@@ -69,6 +69,8 @@ export class Ingest {
   private readonly edges: EdgeCompleter;
   private readonly edgePair: Edges = { head: -1, tail: -1 };
   private edgeWaits = 0;
+  /** How often waiting requests of a device were cancelled. */
+  private readonly cuts = new Map<number, number>();
   private stopped = 0;
 
   constructor(private readonly reactor: Reactor, private readonly host: IngestHost, private readonly requests: RequestTable) {
@@ -196,9 +198,11 @@ export class Ingest {
     const result = this.edges.complete(device, offset, length, buffer, pair);
     if (result === WOULD_WAIT) {
       this.edgeWaits++;
+      const cuts = this.cuts.get(device.id);
       this.edges.fetch(device, offset, length, (fetched) => {
         this.edgeWaits--;
         if (fetched < 0) requests.complete(slot, -fetched);
+        else if (cuts !== this.cuts.get(device.id)) requests.complete(slot, Errno.ESHUTDOWN);
         else this.submit(slot);
       });
       return;
@@ -301,6 +305,20 @@ export class Ingest {
       const slot = this.stalled.shift(Infinity);
       this.change(slot, this.requests.serviceWord[slot]);
       this.flushBatch();
+    }
+  }
+
+  /**
+   * Ends what waits to change a device whose content is about to be replaced:
+   * its client was disconnected, and what it had not been answered yet must not
+   * come out behind the operation.
+   */
+  cancel(device: number): void {
+    this.cuts.set(device, (this.cuts.get(device) ?? 0) + 1);
+    for (let left = this.stalled.length; left > 0; left--) {
+      const slot = this.stalled.shift(0);
+      if (this.requests.device[slot] === device) this.requests.complete(slot, Errno.ESHUTDOWN);
+      else this.stalled.push(slot, 0);
     }
   }
 

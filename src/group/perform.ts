@@ -1,0 +1,40 @@
+/**
+ * Puts an operation into the stream: marker with digest, append, execution, in
+ * one step on the data thread (DESIGN §4). Must not know: roles, clients,
+ * preconditions; the caller has checked them in the same step.
+ */
+
+import { assert } from '../base/assert.js';
+import { IoError } from '../base/errors.js';
+import type { Io } from '../io/io.js';
+import type { Content } from './content.js';
+import type { Operation } from './record.js';
+import { encodeMarker } from './record.js';
+import type { At } from './tree.js';
+
+/** What an operation did. */
+export interface Performed {
+  /** Of its marker. */
+  readonly lsn: number;
+  /** First LSN behind the marker: it is durable when `durableLsn` has reached this. */
+  readonly endLsn: number;
+  readonly dataThreadUs: number;
+}
+
+/** Appends and executes; the batch under construction is empty. Throws IoError when the journal fails, and nothing is executed then. */
+export function appendOperation(io: Io, content: Content, operation: Operation, node: string): At {
+  const { journal, core } = content;
+  const wallMs = io.wallMs();
+  if (operation.op === 'epoch') journal.setEpoch({ number: operation.number, id: operation.id });
+  const epochId = operation.op === 'epoch' ? operation.id : core.epoch!.id;
+  const start = journal.position;
+  const at: At = { lsn: journal.recordLsn(0), epochId, wallMs };
+  const edit = core.tree.edit(operation, at);
+  assert(typeof edit !== 'string', `operation ${operation.op} contradicts the tree: ${String(edit)}`);
+  journal.addMarker(encodeMarker({ operation, wallMs, digest: edit.tree.digest(epochId) }));
+  const result = journal.flush();
+  if (result < 0) throw new IoError(-result, 'append to the journal of', content.options.directory);
+  if (operation.op === 'epoch') core.pushEpoch({ number: operation.number, id: operation.id, start, node, lossless: operation.lossless, wallMs });
+  core.commit(edit, at);
+  return at;
+}
