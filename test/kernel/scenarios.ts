@@ -121,7 +121,7 @@ async function reconnectHidesAKill(context: Context): Promise<void> {
   await guest.succeed(`mount ${DEVICE} /media`);
   const load = guest.run(
     'fio --name=data --directory=/media --size=96m --bs=4k --rw=randwrite --ioengine=libaio --direct=1 --iodepth=16 --fsync=128 ' +
-    '--verify=crc32c --verify_fatal=1 --eta=never', 240_000,
+    '--verify=crc32c --verify_fatal=1 --eta=never --verify_state_save=0', 240_000,
   );
   for (let kills = 0; kills < 2; kills++) {
     await guest.succeed('until [ -s /media/data.0.0 ]; do sleep 0.1; done; sleep 1');
