@@ -316,9 +316,9 @@ export class Ingest {
   cancel(device: number): void {
     this.cuts.set(device, (this.cuts.get(device) ?? 0) + 1);
     for (let left = this.stalled.length; left > 0; left--) {
-      const slot = this.stalled.shift(0);
+      const slot = this.stalled.shift(Infinity);
       if (this.requests.device[slot] === device) this.requests.complete(slot, Errno.ESHUTDOWN);
-      else this.stalled.push(slot, 0);
+      else this.stalled.push(slot, this.requests.serviceWord[slot]);
     }
   }
 
