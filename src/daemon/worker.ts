@@ -11,7 +11,7 @@ import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_thread
 import type { MessagePort } from 'node:worker_threads';
 import { createRequire } from 'node:module';
 import { errorFields, SinkLog } from '../base/log.js';
-import type { LogEntry, LogLevel } from '../base/log.js';
+import type { LogEntry } from '../base/log.js';
 import { IoError } from '../base/errors.js';
 import type { Config } from '../config/schema.js';
 import { failureOf } from '../control/channel.js';
@@ -59,7 +59,7 @@ function post(message: WorkerMessage): void {
 
 function run(input: WorkerInput): void {
   const { config } = input;
-  const log = new SinkLog((entry) => post({ kind: 'log', entry }), config.log.level as LogLevel);
+  const log = new SinkLog((entry) => post({ kind: 'log', entry }), config.log.level);
   const io = RealIo.create({ arenaBytes: config.dataPath.arena });
   const reactor = new Reactor(io, new Arena(io), { spinUs: config.dataPath.spinUs });
   post({ kind: 'wake', fd: io.wakeFd });
