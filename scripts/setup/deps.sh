@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 # what npm builds from source: node-gyp needs a Python
 packages_npm='python3 make g++'
 packages_test='python3 libnbd-bin python3-libnbd qemu-utils fio'
-packages_kernel='user-mode-linux iproute2 kmod nbd-client nbdkit libnbd-bin fio e2fsprogs xfsprogs btrfs-progs'
+packages_kernel='procps user-mode-linux iproute2 kmod nbd-client nbdkit libnbd-bin fio e2fsprogs xfsprogs btrfs-progs'
 packages_demo='user-mode-linux iproute2 kmod e2fsprogs libnbd-bin'
 packages_bench='nbdkit nbd-server qemu-utils libnbd-bin fio'
 
