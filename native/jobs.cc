@@ -36,6 +36,8 @@ int64_t perform(const Row& row) {
       return writeZeros(row.fd, row.length, row.pos);
     case OP_CLOSE:
       return closeFile(row.fd);
+    case OP_UNLINK:
+      return removeFile(reinterpret_cast<const char*>(row.memory), static_cast<size_t>(row.length));
     case OP_COUNT:
       break;
   }
@@ -154,7 +156,7 @@ bool loadRow(const Context& context, const double* cells, Row* row) {
   row->length = static_cast<int64_t>(length);
   row->pos = static_cast<int64_t>(pos);
   if (static_cast<double>(row->length) != length || static_cast<double>(row->pos) != pos) return false;
-  if (row->operation == OP_PREAD || row->operation == OP_PWRITE) {
+  if (row->operation == OP_PREAD || row->operation == OP_PWRITE || row->operation == OP_UNLINK) {
     if (!(buffer >= 0 && buffer + length <= static_cast<double>(context.arenaBytes))) return false;
     const size_t offset = static_cast<size_t>(buffer);
     if (static_cast<double>(offset) != buffer) return false;

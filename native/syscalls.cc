@@ -127,6 +127,12 @@ int64_t syncAll(int fd) {
   return 0;
 }
 
+int64_t removeFile(const char* path, size_t length) {
+  if (length == 0 || path[length - 1] != '\0') return -EINVAL;
+  if (unlink(path) != 0 && errno != ENOENT) return -errno;
+  return 0;
+}
+
 int64_t closeFile(int fd) {
   if (close(fd) != 0 && errno != EINTR) return -errno;
   return 0;

@@ -35,6 +35,8 @@ int64_t syncData(int fd);
 int64_t syncAll(int fd);
 
 // Closes `fd`. It is gone afterwards, whatever the result: EINTR is success on Linux.
+// `path` ends with its terminating zero, which `length` includes. A file that is gone already is no error.
+int64_t removeFile(const char* path, size_t length);
 int64_t closeFile(int fd);
 
 }  // namespace lockstep

@@ -51,6 +51,8 @@ export const JobOp = {
   /** Writes zeros to (pos, length) without a buffer; preallocates a segment. */
   zero: 5,
   close: 6,
+  /** Unlinks the file whose path lies in `buffer`; `length` includes a terminating zero. One that is gone already is no error. */
+  unlink: 7,
 } as const;
 
 /** Columns of one row of a job's table. `buffer` is an arena offset. */

@@ -104,6 +104,11 @@ export class LayerHoles {
     return lowest;
   }
 
+  /** The job has no room for more. */
+  get full(): boolean {
+    return this.bytes >= this.jobBytes || this.table.count >= JOB_ROWS - 1;
+  }
+
   /** Empties the table for the next job. */
   clear(): void {
     this.table.clear();
@@ -146,7 +151,7 @@ export class LayerHoles {
     }
     const settled = layer.frozenLsn !== 0 && layer.frozenLsn <= rules.lowWater;
     while (cursor.start < end) {
-      if (this.budget <= 0 || this.bytes >= this.jobBytes || this.table.count >= JOB_ROWS - 1) return Scan.more;
+      if (this.budget <= 0 || this.full) return Scan.more;
       if (layer.frozenLsn === 0 && !rules.newest) return Scan.stale;
       if (!this.openFile(cursor, layer)) return Scan.done;
       const place = placeBlock * BLOCK_BYTES;

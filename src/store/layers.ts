@@ -175,16 +175,16 @@ export class LayerTable {
     this.syncing = [];
   }
 
-  /** Deletes a layer that nothing refers to. */
-  remove(number: number): void {
-    const layer = this.get(number);
-    assert(layer.holds === 0, `layer ${number} is in use`);
+  /** First half of a removal of a layer that nothing refers to: closes its file, which is then to be unlinked. */
+  retire(layer: Layer): void {
+    assert(layer.holds === 0, `layer ${layer.number} is in use`);
     if (layer.fd >= 0) this.closeFile(layer);
-    if (layer.hasFile) {
-      const path = this.path(layer);
-      const result = this.io.unlink(path);
-      if (result < 0 && result !== -2) throw new IoError(-result, 'remove layer file', path);
-    }
+  }
+
+  /** Second half, when its file is gone: drops the layer. */
+  forget(number: number): void {
+    const layer = this.get(number);
+    assert(layer.holds === 0 && layer.fd < 0, `layer ${number} is in use`);
     this.byNumber.delete(number);
     const siblings = this.byDevice.get(layer.device)!;
     siblings.splice(siblings.indexOf(layer), 1);

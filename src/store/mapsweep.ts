@@ -235,11 +235,13 @@ export class MapSweep {
     this.map.leaves.expand(list.handles[index], this.content);
     visitor.leaf(firstBlock, list.trees[index], list.root[index]);
     const { layers } = this.content;
-    for (let block = 0; block < LEAF_BLOCKS; ) {
+    let runs = 0;
+    for (let block = 0; block < LEAF_BLOCKS; runs++) {
       const from = block;
       const layer = layers[block];
       while (block < LEAF_BLOCKS && layers[block] === layer) block++;
       if (layer !== 0) visitor.run(layer, firstBlock + from, block - from);
     }
+    this.budget -= runs >> 1;
   }
 }

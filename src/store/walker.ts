@@ -37,13 +37,14 @@
 
 import { unreachable } from '../base/assert.js';
 import { CorruptionError, Errno, IoError } from '../base/errors.js';
-import { BLOCK_BYTES, MIB } from '../base/units.js';
-import { JobTable, Queue } from '../io/io.js';
+import { BLOCK_BYTES } from '../base/units.js';
+import { Queue } from '../io/io.js';
+import type { JobTable } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Checkpointer, CommittedMaps } from './checkpointer.js';
 import { LayerHoles, Scan } from './layerholes.js';
 import { LayerMarks } from './layermarks.js';
-import { drainRows } from './layerremove.js';
+import { LayerRemover, Piece } from './layerremove.js';
 import type { Layer } from './layers.js';
 import { MapSweep, Sweep } from './mapsweep.js';
 import type { SweepResult } from './mapsweep.js';
@@ -51,41 +52,23 @@ import { loadNode } from './nodeload.js';
 import { LEAF_BLOCKS } from './nodes.js';
 import type { BlockReader } from './read.js';
 import type { Store } from './store.js';
-import { WalkDue } from './walkdue.js';
-import type { DueOptions } from './walkdue.js';
+import { DEFAULT_WALKER, WalkDue } from './walkdue.js';
+import type { WalkerOptions } from './walkdue.js';
 
-export interface WalkerOptions extends DueOptions {
-  /** Between two steps, microseconds. */
-  readonly pauseUs: number;
-  /** Budget of a step, in nodes looked at: about 0.1 µs each. */
-  readonly stepUnits: number;
-  /** Bytes that one job punches at most. */
-  readonly jobBytes: number;
-  /** A layer's file with less than this is unlinked as it is. */
-  readonly unlinkBytes: number;
-}
-
-export const DEFAULT_WALKER: WalkerOptions = {
-  pauseUs: 2000,
-  stepUnits: 2000,
-  jobBytes: 16 * MIB,
-  unlinkBytes: MIB,
-  retryUs: 30e6,
-  restFactor: 4,
-  restUs: 1e6,
-  overwrittenBlocks: 1024 * 1024,
-};
+export { DEFAULT_WALKER };
+export type { WalkerOptions };
 
 /** What the walker is doing: see the steps above. */
 type State = 'idle' | 'counting' | 'sizing' | 'deleting' | 'punching';
 
-/** How a step ended. */
-const After = { pause: 0, wait: 1, nothing: 2 } as const;
+/** How a step ended; after `nothing` something else schedules the next one. */
+const After = { pause: 0, nothing: 1 } as const;
 type AfterStep = (typeof After)[keyof typeof After];
 
 /** Costs in units. */
-const COST_STAT = 60;
-const COST_UNLINK = 1000;
+const COST_STAT = 120;
+/** The clock is looked at after so many units. */
+const SLICE = 128;
 const NO_PUNCH = 'the file system of the data directory cannot punch holes: space comes back only with whole layers';
 /** A file system's own blocks (extents) count as allocated. */
 const OVERHEAD = 1 / 256;
@@ -102,7 +85,7 @@ export class Walker {
   /** Reads that began before `maps` was committed have ended. */
   private quiet = false;
   private rows: IterableIterator<Layer> | undefined;
-  private doomed: Layer[] = [];
+  private remover: LayerRemover | undefined;
   private holes: LayerHoles | undefined;
   /** A place was visited and its files not yet scanned: where it ends; 0 = none. */
   private placeEnd = 0;
@@ -115,6 +98,8 @@ export class Walker {
   private waitsForCheckpoint = false;
   private askedUs = -Infinity;
   private begunUs = 0;
+  private lastStepUs = 0;
+  private stepBegunUs = 0;
   private skipped = false;
   private problem: IoError | CorruptionError | undefined;
   private canPunch = true;
@@ -136,7 +121,9 @@ export class Walker {
     private readonly store: Store,
     private readonly reader: BlockReader,
     private readonly checkpointer: Checkpointer,
-    private readonly options: WalkerOptions = DEFAULT_WALKER,
+    private readonly options: WalkerOptions,
+    /** Whether layer files are being written to just now. */
+    private readonly destaging: () => boolean,
   ) {
     this.due = new WalkDue(store, options);
   }
@@ -148,6 +135,11 @@ export class Walker {
   /** A helper job is in flight. */
   get jobInFlight(): boolean {
     return this.busyJob || this.loading;
+  }
+
+  /** Space may be free that no walk has looked for. */
+  get owes(): boolean {
+    return this.due.owes(this.store);
   }
 
   // ---- when --------------------------------------------------------------------------------------
@@ -226,7 +218,7 @@ export class Walker {
     this.first = undefined;
     this.holes = undefined;
     this.rows = undefined;
-    this.doomed = [];
+    this.remover = undefined;
     this.marks = new LayerMarks();
   }
 
@@ -245,6 +237,12 @@ export class Walker {
     if (this.closed || this.state === 'idle' || this.busyJob || this.loading) return;
     const { io } = this.reactor;
     const begun = io.nowUs();
+    if (this.state !== 'counting' && this.destaging() && this.reactor.nowUs - this.lastStepUs < this.options.waitUs) {
+      this.schedule(this.options.pauseUs);
+      return;
+    }
+    this.lastStepUs = this.reactor.nowUs;
+    this.stepBegunUs = begun;
     this.budget = this.options.stepUnits;
     const after = this.dispatch();
     const took = io.nowUs() - begun;
@@ -263,9 +261,9 @@ export class Walker {
       case 'sizing':
         return this.size();
       case 'deleting':
-        return this.quiet ? this.delete() : After.wait;
+        return this.quiet ? this.delete() : After.nothing;
       case 'punching':
-        return this.quiet ? this.punch() : After.wait;
+        return this.quiet ? this.punch() : After.nothing;
       default:
         return unreachable(this.state);
     }
@@ -273,13 +271,21 @@ export class Walker {
 
   private advance(): SweepResult {
     const sweep = this.sweep!;
-    const result = sweep.step(this.budget, this.marks);
-    this.budget = sweep.budget;
-    return result;
+    for (;;) {
+      const slice = Math.min(this.budget, SLICE);
+      const result = sweep.step(slice, this.marks);
+      this.budget -= slice - sweep.budget;
+      if (result !== Sweep.more || this.spent) return result;
+    }
+  }
+
+  /** Budget or time of this step is used up: time, because code that runs for the first time is slow. */
+  private get spent(): boolean {
+    return this.budget <= 0 || this.reactor.io.nowUs() - this.stepBegunUs > this.options.stepUs;
   }
 
   private count(): AfterStep {
-    for (;;) {
+    while (!this.spent) {
       switch (this.advance()) {
         case Sweep.more:
           return After.pause;
@@ -295,15 +301,17 @@ export class Walker {
           this.sweep = undefined;
           this.rows = this.store.layers.all();
           this.holes = new LayerHoles(this.reactor.io, this.store, this.options.jobBytes);
+          this.remover = new LayerRemover(this.reactor, this.store.layers, this.options.jobBytes, this.options.unlinkBytes);
           this.state = 'sizing';
           return After.pause;
       }
     }
+    return After.pause;
   }
 
   /** Decides about each layer: delete, punch, leave. */
   private size(): AfterStep {
-    while (this.budget > 0) {
+    while (!this.spent) {
       const next = this.rows!.next();
       if (next.done === true) {
         this.rows = undefined;
@@ -323,7 +331,7 @@ export class Walker {
     const blocks = marks.total(layer.number);
     if (frozen && blocks === 0) {
       // Above the low-water mark recovery would look for its writes again, and its file for them.
-      if (layer.frozenLsn <= this.maps!.lowWater) this.doomed.push(layer);
+      if (layer.frozenLsn <= this.maps!.lowWater) this.remover!.add(layer);
       else this.skipped = true;
       return;
     }
@@ -347,27 +355,19 @@ export class Walker {
   }
 
   private delete(): AfterStep {
-    while (this.budget > 0) {
-      const layer = this.doomed[this.doomed.length - 1];
-      if (layer === undefined) return this.startPunching();
-      this.budget -= COST_STAT;
-      try {
-        const table = new JobTable(16);
-        const bytes = this.canPunch ? drainRows(this.reactor.io, this.store.layers, layer, table, this.options.jobBytes, this.options.unlinkBytes) : 0;
-        if (bytes > 0) {
-          layer.holds++;
-          this.submit(table, bytes, [layer]);
-          return After.nothing;
-        }
-        this.budget -= COST_UNLINK;
-        this.store.layers.remove(layer.number);
-        this.layersDeleted++;
-      } catch (error) {
-        this.note(error);
-      }
-      this.doomed.pop();
+    const remover = this.remover!;
+    switch (remover.plan(this.budget, this.canPunch)) {
+      case Piece.more:
+        return After.pause;
+      case Piece.job:
+        this.submit(remover.table, remover.bytes, remover.doing, (succeeded) => {
+          this.layersDeleted += remover.ended(succeeded);
+        });
+        return After.nothing;
+      case Piece.none:
+        if (remover.problem !== undefined) this.note(remover.problem);
+        return this.startPunching();
     }
-    return After.pause;
   }
 
   private startPunching(): AfterStep {
@@ -391,7 +391,10 @@ export class Walker {
       if (after === undefined) continue;
       // In this same tick: the checks hold no longer.
       if (holes.table.count === 0) return after;
-      this.submit(holes.table, holes.bytes, [...holes.held]);
+      const held = [...holes.held];
+      this.submit(holes.table, holes.bytes, 'punch holes into layers in', () => {
+        for (const layer of held) layer.holds--;
+      });
       return After.nothing;
     }
   }
@@ -420,18 +423,19 @@ export class Walker {
     const holes = this.holes!;
     const maps = this.maps!;
     const rules = { at: maps.at, lowWater: maps.lowWater, newest: this.checkpointer.captures === maps.capture };
-    const result = holes.scan(this.placeBlock, this.placeEnd, this.marks, rules, this.budget);
-    this.budget = holes.budget;
+    const slice = Math.min(this.budget, SLICE);
+    const result = holes.scan(this.placeBlock, this.placeEnd, this.marks, rules, slice);
+    this.budget -= slice - holes.budget;
     this.problem ??= holes.problem;
     switch (result) {
       case Scan.more:
-        return After.pause;
+        return holes.full || this.spent ? After.pause : undefined;
       case Scan.missing:
         return holes.table.count > 0 ? After.pause : this.load(holes.missingNode);
       case Scan.stale:
         if (holes.table.count > 0) return After.pause;
         this.waitsForCheckpoint = true;
-        return After.wait;
+        return After.nothing;
       case Scan.done:
         break;
     }
@@ -454,20 +458,17 @@ export class Walker {
 
   // ---- helpers -----------------------------------------------------------------------------------
 
-  /** Punches; `held` layers are held until then. One job at a time. */
-  private submit(table: JobTable, bytes: number, held: Layer[]): void {
+  /** Punches or unlinks. One job at a time. */
+  private submit(table: JobTable, bytes: number, doing: string, ended: (succeeded: boolean) => void): void {
     this.busyJob = true;
     this.reactor.submit(Queue.destage, table, (result) => {
       this.busyJob = false;
-      for (const layer of held) layer.holds--;
+      ended(result >= 0);
       if (result >= 0) this.bytesPunched += bytes;
       if (this.closed) return;
-      if (result < 0) {
-        if (-result === Errno.ENOTSUP) this.canPunch = false;
-        this.end(new IoError(-result, 'punch holes into layers in', this.store.layers.directory));
-      } else {
-        this.schedule(this.options.pauseUs);
-      }
+      if (-result === Errno.ENOTSUP) this.canPunch = false;
+      if (result < 0) this.end(new IoError(-result, doing, this.store.layers.directory));
+      else this.schedule(this.options.pauseUs);
     });
   }
 
