@@ -49,7 +49,11 @@ export class SimClient {
   /** Answers so far, by errno. */
   readonly answers = new Map<number, number>();
 
-  constructor(private readonly blocks: NodeBlocks, private readonly arena: Arena, private readonly model: GroupModel, private readonly durableLsn: () => number) {
+  constructor(
+    private readonly blocks: NodeBlocks, private readonly arena: Arena, private readonly model: GroupModel, private readonly durableLsn: () => number,
+    /** The node appends what its clients ask for, and nothing else. */
+    private readonly writable: () => boolean = () => true,
+  ) {
     this.owner = blocks.requests.addOwner(this);
     model.beforeRecord = (record, entry, before) => this.explain(record, entry, before);
     model.afterRecord = (record, _entry, after) => this.newVersions(record, after);
@@ -162,7 +166,7 @@ export class SimClient {
 
   /** A record is about to change the device: some request under way must have asked for exactly that. */
   private explain(record: ModelRecord, entry: ModelEntry, before: ModelState): void {
-    if (record.kind === 'marker') return;
+    if (record.kind === 'marker' || !this.writable()) return;
     const device = before.devices.get(record.device);
     const start = record.first * BLOCK;
     const bytes = (record.kind === 'data' ? record.blocks.length : record.count) * BLOCK;

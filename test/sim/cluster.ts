@@ -82,6 +82,10 @@ export class SimHost {
     memories[memoryIndex] ??= new ArrayBuffer(ARENA_BYTES);
     this.node = world.node(name, { memory: memories[memoryIndex] });
     this.node.onCrash = (kind) => this.crashed(kind);
+    this.model.durableTruth = () => {
+      const group = this.path?.blocks.group(GROUP);
+      return group?.hasContent === true ? group.journal.durableLsn : this.model.floor;
+    };
   }
 
   get group(): Group {
@@ -148,7 +152,7 @@ export class SimHost {
   private opened(): void {
     const { journal } = this.group;
     this.model.endIs(journal.appendedLsn);
-    if (this.model.lost > 0 && !this.unnoticed && !this.group.epochs.some((epoch) => !epoch.lossless && epoch.start.lsn === this.model.lostAt)) {
+    if (this.model.lost > 0 && !this.unnoticed && this.peering.peers.length === 0 && !this.group.epochs.some((epoch) => !epoch.lossless && epoch.start.lsn === this.model.lostAt)) {
       throw new Error(`${this.model.lost} batches from LSN ${this.model.lostAt} on were lost, and no epoch says so: ${JSON.stringify(this.group.epochs)}`);
     }
     this.model.lost = 0;
@@ -156,8 +160,8 @@ export class SimHost {
     if (journal.failure === undefined) this.pagesLost = false;
     // What a start has found or made is durable before anything is served.
     if (this.group.role === 'primary') this.model.raiseFloor(journal.appendedLsn);
-    this.model.raiseFloor(journal.durableLsn);
-    this.client = new SimClient(this.path!.blocks, this.reactor!.arena, this.model, () => this.group.journal.durableLsn);
+    this.model.raiseFloor(this.group.stableLsn);
+    this.client = new SimClient(this.path!.blocks, this.reactor!.arena, this.model, () => this.group.journal.durableLsn, () => this.group.role === 'primary');
     this.compareTree();
     this.model.rebase();
   }
@@ -172,13 +176,13 @@ export class SimHost {
       this.boots++;
       this.model.cacheFloor = 0;
       const group = this.path?.blocks.group(GROUP);
-      // The node's own claim is held to: what it calls durable may not be lost.
-      if (group?.hasContent === true && group.content !== undefined) this.model.raiseFloor(group.journal.durableLsn);
+      // The node's own claim is held to: what it calls durable, and can not be undone, may not be lost.
+      if (group?.hasContent === true) this.model.raiseFloor(group.stableLsn);
     } else if (this.pagesLost) {
       // The failure was reported to nobody who could note it.
       const noticed = this.path?.blocks.group(GROUP)?.role === 'stopped' || this.failedToStart !== undefined;
       if (!noticed || this.log.at(-1)?.includes('cannot note') === true || this.log.at(-2)?.includes('cannot note') === true) this.unnoticed = true;
-    } else if (this.client !== undefined) {
+    } else if (this.client !== undefined && this.group.role !== 'secondary') {
       this.model.cacheFloor = this.model.endLsn;
     }
     this.say(`${kind}: floor ${Math.max(this.model.floor, this.model.cacheFloor)}, end ${this.model.endLsn}`);

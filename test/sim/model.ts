@@ -218,6 +218,9 @@ export class GroupModel {
     this.entries = [];
   }
 
+  /** What the node's own durable LSN may be told to be; the host keeps it. */
+  durableTruth: () => number = () => Infinity;
+
   raiseFloor(lsn: number): void {
     if (lsn > this.floor) this.floor = lsn;
   }

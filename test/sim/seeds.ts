@@ -1,46 +1,77 @@
 /**
  * Runs many seeds of the power-loss simulation and says what happened.
  *
- *   node dist/test/sim/seeds.js [--from SEED] [--seeds N] [--keep-going]
+ *   node dist/test/sim/seeds.js [--pairs] [--from SEED] [--seeds N] [--keep-going]
  *
  * A seed that fails is printed with all that is known; run it alone with
  * `--from SEED --seeds 1`.
  */
+import { PairRun } from './pair.js';
+import type { PairResult } from './pair.js';
 import { PowerLossRun } from './powerloss.js';
 import type { RunResult } from './powerloss.js';
 
 let from = 1;
 let count = 100;
 let keepGoing = false;
+let pairs = false;
 for (let i = 2; i < process.argv.length; i++) {
   const word = process.argv[i];
   if (word === '--from') from = Number(process.argv[++i]);
   else if (word === '--seeds') count = Number(process.argv[++i]);
   else if (word === '--keep-going') keepGoing = true;
+  else if (word === '--pairs') pairs = true;
   else throw new Error(`unknown option ${word}`);
 }
 
-const started = process.hrtime.bigint();
-const results: RunResult[] = [];
-const failed: number[] = [];
-for (let seed = from; seed < from + count; seed++) {
-  try {
-    results.push(new PowerLossRun(seed).run());
-  } catch (error) {
-    failed.push(seed);
-    const words = error instanceof Error ? error.message : String(error);
-    console.log(keepGoing ? words.split('\n').slice(0, 3).join('\n') : words);
-    if (!keepGoing) break;
+/** Runs the seeds one by one; returns what the good ones said, and which were not. */
+function runAll<Result>(one: (seed: number) => Result): { results: Result[]; failed: number[] } {
+  const results: Result[] = [];
+  const failed: number[] = [];
+  for (let seed = from; seed < from + count; seed++) {
+    try {
+      results.push(one(seed));
+    } catch (error) {
+      failed.push(seed);
+      const words = error instanceof Error ? error.message : String(error);
+      console.log(keepGoing ? words.split('\n').slice(0, 3).join('\n') : words);
+      if (!keepGoing) break;
+    }
   }
+  return { results, failed };
+}
+
+function sum<Result>(results: readonly Result[], of: (result: Result) => number): number {
+  return results.reduce((total, result) => total + of(result), 0);
+}
+
+function ofPowerLoss(results: readonly RunResult[]): string {
+  const answers = new Map<number, number>();
+  for (const result of results) for (const [errno, times] of result.answers) answers.set(errno, (answers.get(errno) ?? 0) + times);
+  return `${sum(results, (r) => r.starts)} starts, ${sum(results, (r) => r.powerLosses)} power losses, ${sum(results, (r) => r.kills)} kills, ` +
+    `${sum(results, (r) => r.operations)} operations, ${sum(results, (r) => r.checkpoints)} checkpoints, ${sum(results, (r) => r.layerBlocks)} blocks destaged; ` +
+    `answers ${[...answers].map(([errno, times]) => `${errno === 0 ? 'ok' : `errno ${errno}`}: ${times}`).join(', ')}`;
+}
+
+function ofPairs(results: readonly PairResult[]): string {
+  return `${sum(results, (r) => r.starts)} starts, ${sum(results, (r) => r.crashes)} crashes, ${sum(results, (r) => r.compared)} comparisons, ` +
+    `${results.filter((r) => r.promoted).length} take-overs, ${results.filter((r) => r.refused !== undefined).length} refused` +
+    ` (${[...new Set(results.map((r) => r.refused?.replace(/\d+/g, 'N')).filter((words) => words !== undefined))].join('; ')})`;
+}
+
+const started = process.hrtime.bigint();
+let failed: number[];
+let words: string;
+if (pairs) {
+  const ran = runAll((seed) => new PairRun(seed).run());
+  failed = ran.failed;
+  words = ofPairs(ran.results);
+} else {
+  const ran = runAll((seed) => new PowerLossRun(seed).run());
+  failed = ran.failed;
+  words = ofPowerLoss(ran.results);
 }
 const ms = Number((process.hrtime.bigint() - started) / 1_000_000n);
-const sum = (of: (result: RunResult) => number): number => results.reduce((total, one) => total + of(one), 0);
-const answers = new Map<number, number>();
-for (const result of results) for (const [errno, times] of result.answers) answers.set(errno, (answers.get(errno) ?? 0) + times);
-console.log(
-  `${results.length + failed.length} seeds in ${(ms / 1000).toFixed(1)} s (${(ms / (results.length + failed.length)).toFixed(1)} ms each): ${sum((r) => r.starts)} starts, ` +
-    `${sum((r) => r.powerLosses)} power losses, ${sum((r) => r.kills)} kills, ${sum((r) => r.operations)} operations, ${sum((r) => r.checkpoints)} checkpoints, ` +
-    `${sum((r) => r.layerBlocks)} blocks destaged; answers ${[...answers].map(([errno, times]) => `${errno === 0 ? 'ok' : `errno ${errno}`}: ${times}`).join(', ')}`,
-);
+console.log(`${count} ${pairs ? 'pairs' : 'seeds'} in ${(ms / 1000).toFixed(1)} s (${(ms / count).toFixed(1)} ms each): ${words}`);
 if (failed.length > 0) console.log(`FAILED: ${failed.length} seeds: ${failed.join(' ')}`);
 process.exitCode = failed.length > 0 ? 1 : 0;

@@ -1,0 +1,236 @@
+/**
+ * One seeded run of two nodes: random work on the primary, crashes of either,
+ * cuts of the network; after catch-up both must hold the same, and a promoted
+ * secondary what it had.
+ *
+ * Owns: what a seed means. A failure throws with the seed and what went before.
+ */
+import { KIB, MIB } from '../../src/base/units.js';
+import { GROUP, SimHost, SMALL } from './cluster.js';
+import type { Sizes } from './cluster.js';
+import { equal, ZERO_BLOCK } from './model.js';
+import { Random } from './random.js';
+import { MIXED, Workload } from './workload.js';
+import { World } from './world.js';
+
+export interface PairResult {
+  readonly seed: number;
+  readonly starts: number;
+  readonly crashes: number;
+  readonly compared: number;
+  readonly promoted: boolean;
+  /** Why the secondary could not follow any more, if so. */
+  readonly refused: string | undefined;
+}
+
+const ADDRESS = { a: '10.0.0.1:10901', b: '10.0.0.2:10902' };
+
+function drawSizes(random: Random): Sizes {
+  return {
+    ...SMALL,
+    segmentBytes: random.pick([256 * KIB, 512 * KIB]), segments: random.between(6, 12), syncBytes: random.pick([32 * KIB, MIB]), syncMs: random.pick([1, 20]),
+    checkpointBytes: random.pick([128 * KIB, MIB]), checkpointSeconds: random.pick([0.02, 0.5]), mapMemory: random.pick([32 * KIB, 16 * MIB]),
+    destageFraction: random.pick([0.05, 0.2]), destageUs: random.pick([2_000, 50_000]), compactSlackBytes: 16 * KIB,
+  };
+}
+
+export class PairRun {
+  readonly world: World;
+  private readonly random: Random;
+  readonly a: SimHost;
+  readonly b: SimHost;
+  private readonly workload: Workload;
+  private crashes = 0;
+  private compared = 0;
+  private refused: string | undefined;
+
+  constructor(readonly seed: number) {
+    this.world = new World({ seed });
+    this.random = this.world.random.fork(200);
+    this.a = new SimHost(this.world, 'a', drawSizes(this.random), { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0);
+    this.b = new SimHost(this.world, 'b', { ...drawSizes(this.random), maxBatchPayload: SMALL.maxBatchPayload }, { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1);
+    this.workload = new Workload(this.a, this.random.fork(201), { ...MIXED, maxInFlight: this.random.pick([4, 16]), operations: this.random.pick([0.05, 0.3]) });
+    for (const host of [this.a, this.b]) {
+      const crashed = host.node.onCrash!;
+      host.node.onCrash = (kind) => {
+        this.crashes++;
+        crashed(kind);
+        if (host === this.a) this.workload.forget();
+      };
+    }
+    // The write-ahead rule of a secondary: not above what the primary has made durable, either.
+    this.b.stableLimit = () => (this.b.path?.blocks.group(GROUP)?.role === 'secondary' ? this.a.model.durableTruth() : Infinity);
+  }
+
+  run(): PairResult {
+    let promoted = false;
+    try {
+      this.start(this.a);
+      this.start(this.b);
+      const rounds = this.random.between(1, 4);
+      for (let i = 0; i < rounds && this.refused === undefined; i++) {
+        this.work();
+        this.disturb();
+        this.catchUp();
+        if (this.refused === undefined) this.compare();
+      }
+      if (this.refused === undefined && this.random.chance(0.5)) {
+        this.takeOver();
+        promoted = true;
+      }
+    } catch (error) {
+      const tail = [...this.a.log, ...this.b.log].sort((x, y) => Number.parseFloat(x) - Number.parseFloat(y)).slice(-70).join('\n');
+      throw new Error(`seed ${this.seed}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n--- ${this.a.standing}\n--- ${this.b.standing}\n--- log ---\n${tail}`, { cause: error });
+    } finally {
+      this.world.dispose();
+    }
+    return { seed: this.seed, starts: this.a.node.starts + this.b.node.starts, crashes: this.crashes, compared: this.compared, promoted, refused: this.refused };
+  }
+
+  private start(host: SimHost): void {
+    if (!host.start()) throw new Error(`${host.name} crashed at the start`);
+    if (host.problem !== undefined) throw new Error(`${host.name} cannot open the group: ${host.problem}`);
+  }
+
+  private get serving(): boolean {
+    return this.a.alive && this.a.path !== undefined && this.a.group.role === 'primary';
+  }
+
+  /** `until`, with the bookkeeping of a secondary that gets its first content. */
+  private advance(until: () => boolean, us = 120e6): void {
+    this.world.run(() => {
+      if (this.b.alive && this.b.path?.blocks.group(GROUP)?.hasContent === true) this.b.adopted();
+      return until();
+    }, { us });
+  }
+
+  private pass(us: number): void {
+    let over = false;
+    this.world.after(us, () => {
+      over = true;
+    });
+    this.advance(() => over);
+  }
+
+  private work(): void {
+    const { random, workload } = this;
+    this.advance(() => this.serving);
+    const steps = random.between(5, 80);
+    const pace = random.pick([50, 500, 5000]);
+    for (let i = 0; i < steps && this.serving; i++) {
+      this.a.node.attempt(() => workload.step());
+      this.pass(random.unit() * pace);
+      if (workload.full) this.advance(() => !this.serving || !workload.full);
+    }
+  }
+
+  /** A crash of one or both, or a cut, at a random moment; then all runs again. */
+  private disturb(): void {
+    const { random, world, a, b } = this;
+    const roll = random.unit();
+    const kind = (): 'power' | 'kill' => (random.chance(0.5) ? 'power' : 'kill');
+    this.pass(random.unit() * random.pick([10, 1000, 20_000]));
+    if (roll < 0.3) {
+      b.crash(kind());
+      this.pass(random.unit() * 50_000);
+      this.start(b);
+    } else if (roll < 0.6) {
+      a.crash(kind());
+      this.pass(random.unit() * 50_000);
+      this.start(a);
+    } else if (roll < 0.8) {
+      a.crash(kind());
+      b.crash(kind());
+      for (const host of random.shuffle([a, b])) this.start(host);
+    } else {
+      world.network.partition('a', 'b');
+      this.pass(random.unit() * 200_000);
+      for (let i = 0; i < 10 && this.serving; i++) {
+        a.node.attempt(() => this.workload.step());
+        this.pass(random.unit() * 500);
+      }
+      world.network.heal('a', 'b');
+    }
+  }
+
+  /** Until the secondary has applied all that the primary has, or is refused for good. */
+  private catchUp(): void {
+    let refusedSince = -1;
+    this.advance(() => {
+      if (!this.serving || !this.b.alive) return false;
+      const [link] = this.a.path!.links.status(GROUP);
+      if (link.state === 'refused') {
+        if (refusedSince < 0) refusedSince = this.world.clock.now;
+        // A refusal may be passing, while the peer starts.
+        if (this.world.clock.now - refusedSince > 20e6) {
+          this.refused = link.reason;
+          return true;
+        }
+      } else {
+        refusedSince = -1;
+      }
+      return this.workload.idle && this.b.group.hasContent && this.b.group.appliedLsn === this.a.group.position.lsn;
+    }, 300e6);
+  }
+
+  /** Device by device, block by block, and the digest of the tree. */
+  private compare(): void {
+    const { a, b } = this;
+    const [one, other] = [a.group, b.group];
+    this.compared++;
+    const want = one.position;
+    const have = other.position;
+    if (want.chainHi !== have.chainHi || want.chainLo !== have.chainLo) throw new Error(`equal LSNs ${want.lsn}, other chains`);
+    const epoch = one.epochs.at(-1)!.id;
+    if (one.tree.digest(epoch) !== other.tree.digest(epoch)) throw new Error('the trees differ');
+    if (JSON.stringify(one.epochs) !== JSON.stringify(other.epochs)) throw new Error(`the epochs differ: ${JSON.stringify(one.epochs)} and ${JSON.stringify(other.epochs)}`);
+    for (const device of a.model.state.devices.values()) {
+      const mirror = b.model.state.devices.get(device.id);
+      if (mirror === undefined || mirror.sizeBytes !== device.sizeBytes) throw new Error(`device ${device.id} differs`);
+      for (const index of new Set([...device.blocks.keys(), ...mirror.blocks.keys()])) {
+        if (!equal(device.blocks.get(index) ?? ZERO_BLOCK, mirror.blocks.get(index) ?? ZERO_BLOCK)) throw new Error(`block ${index} of device ${device.id} was shipped otherwise`);
+      }
+    }
+    a.compareTree();
+    b.compareTree();
+    this.verify(a);
+    this.verify(b);
+  }
+
+  private verify(host: SimHost): void {
+    new Workload(host, this.random.fork(7)).verifyAll();
+  }
+
+  /** The primary is gone for good; the secondary takes over with what it has. */
+  private takeOver(): void {
+    const { a, b, random } = this;
+    this.work();
+    this.pass(random.unit() * 5_000);
+    a.crash('power');
+    if (random.chance(0.5)) {
+      b.crash(random.chance(0.5) ? 'power' : 'kill');
+      this.start(b);
+    }
+    if (!b.group.hasContent) return;
+    const had = b.model.endLsn;
+    const outcome = b.command({ op: 'promote', group: GROUP, force: true });
+    this.advance(() => outcome.ended);
+    if (outcome.error !== undefined) throw outcome.error as Error;
+    if (b.model.endLsn <= had || b.group.role !== 'primary') throw new Error('the promotion appended no epoch');
+    b.model.raiseFloor(b.model.endLsn);
+    this.verify(b);
+    const work = new Workload(b, random.fork(8), MIXED);
+    for (let i = 0; i < 20; i++) {
+      b.node.attempt(() => work.step());
+      this.pass(random.unit() * 500);
+    }
+    this.advance(() => work.idle);
+    // What was the primary meets the higher epoch, and serves nothing more.
+    this.start(a);
+    this.advance(() => a.group.role === 'fenced');
+    b.crash('power');
+    this.start(b);
+    this.advance(() => b.group.role === 'primary');
+    this.verify(b);
+  }
+}
