@@ -255,12 +255,11 @@ export class Ingest {
     const { journal } = content;
     if (journal.pendingRecords === 0) return;
     const result = journal.flush();
-    for (const buffer of this.batchBuffers) this.reactor.arena.release(buffer);
-    this.batchBuffers.length = 0;
     const slots = this.batchSlotCount;
     this.batchSlotCount = 0;
     const { requests } = this;
     if (result < 0) {
+      this.releaseEdges();
       for (let i = 0; i < slots; i++) requests.complete(this.batchSlots[i], Errno.EIO);
       return;
     }
@@ -268,10 +267,13 @@ export class Ingest {
       content.core.applyData(journal.batchAt, journal.batchLsn, content.core.epoch!.id);
     } catch (error) {
       // A map node could not be read: the group stops, and recovery applies what was appended.
+      this.releaseEdges();
       for (let i = 0; i < slots; i++) requests.complete(this.batchSlots[i], Errno.EIO);
       throw error;
     }
+    // Links send from the arena, so the edges are theirs until here.
     this.host.appended();
+    this.releaseEdges();
     let wantsSync = false;
     for (let i = 0; i < slots; i++) {
       const slot = this.batchSlots[i];
@@ -283,6 +285,11 @@ export class Ingest {
       }
     }
     if (wantsSync) journal.sync(journal.appendedLsn);
+  }
+
+  private releaseEdges(): void {
+    for (const buffer of this.batchBuffers) this.reactor.arena.release(buffer);
+    this.batchBuffers.length = 0;
   }
 
   /** Tick end: one append for all of the tick, then one fdatasync for all that wait. */
@@ -327,8 +334,7 @@ export class Ingest {
     if (this.stopped !== 0) return;
     this.stopped = errno;
     this.host.content.journal.discard();
-    for (const buffer of this.batchBuffers) this.reactor.arena.release(buffer);
-    this.batchBuffers.length = 0;
+    this.releaseEdges();
     for (let i = 0; i < this.batchSlotCount; i++) this.requests.complete(this.batchSlots[i], errno);
     this.batchSlotCount = 0;
     for (const queue of [this.waiting, this.stalled]) {
