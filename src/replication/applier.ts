@@ -92,6 +92,8 @@ export class Applier {
     const broken = verifyPayloads(reactor, at, at + used, false);
     if (broken !== undefined) throw new PeerError('link/bad-batch', `at LSN ${position.lsn}: ${broken}`);
 
+    // Also when the journal is full: room comes from destaging, and that may wait for this very LSN.
+    this.heard(durableLsn);
     const result = group.receive(at, at + used);
     switch (result.kind) {
       case 'applied':
@@ -111,7 +113,6 @@ export class Applier {
     this.epochBytes.set(reactor.arena.u8.subarray(at + 48, at + 64));
     this.lastWallMs = batch.wallMs(view, at);
     this.batches++;
-    this.heard(durableLsn);
     this.wantSync();
     return TAKEN;
   }
