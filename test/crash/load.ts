@@ -27,6 +27,9 @@ const SPOT_BYTES = 128 * KIB;
 /** Refusals of operations that are right under this load. */
 const EXPECTED_REFUSALS = ['journal/stalled', 'device/has-snapshots'];
 
+/** What an operation ends with when the daemon goes away under it. */
+const UNANSWERED = ['daemon/unreachable', 'daemon/closing', 'group/stopped'];
+
 /** An operation whose reply was lost: what is to be done when it turns out to have happened, or not. */
 export type Unresolved =
   | { readonly kind: 'new'; readonly device: ModelDevice }
@@ -58,7 +61,8 @@ export class Load {
   /** The primary is being killed or is dead: failures of connections are expected. */
   down = false;
 
-  constructor(private readonly node: () => TestNode, private readonly model: CrashModel, private readonly random: Random) {
+  /** `prefix` tells the names of this load from those of another one on the same model. */
+  constructor(private readonly node: () => TestNode, private readonly model: CrashModel, private readonly random: Random, private readonly prefix = '') {
     this.failed.catch(() => undefined);
   }
 
@@ -265,13 +269,13 @@ export class Load {
         await breathe();
         return false;
       }
-      if (error.code === 'daemon/unreachable' && (this.down || !this.node().running)) return undefined;
+      if (UNANSWERED.includes(error.code) && (this.down || !this.node().running)) return undefined;
       throw error;
     }
   }
 
   private async create(sizeBytes: number): Promise<void> {
-    const name = `v${this.nextName++}`;
+    const name = `${this.prefix}v${this.nextName++}`;
     const device = this.model.make(name, name, sizeBytes);
     const result = await this.perform(() => this.node().control.createVolume(GROUP, { name, size: sizeBytes }));
     if (result === true) this.model.add(device);
@@ -279,7 +283,7 @@ export class Load {
   }
 
   private async snapshot(source: ModelDevice): Promise<void> {
-    const name = `s${this.nextName++}`;
+    const name = `${this.prefix}s${this.nextName++}`;
     const image: Image = this.model.beginImage(source);
     const device = this.model.make(`${source.volume}@${name}`, source.volume, source.sizeBytes, image);
     const result = await this.perform(() => this.node().control.snapshot(GROUP, { source: source.name, name }));
