@@ -71,6 +71,8 @@ export class SimHost {
   /** What a kill -9 may lose now: everything not durable, because the journal's pages were dropped by a failed fsync. */
   private pagesLost = false;
   private unnoticed = false;
+  /** What was durable when the last process ended. */
+  private lastDurable = 0;
   private failedToStart: string | undefined;
   private boots = 1;
   /** The primary's durable LSN as this secondary has been told; Infinity on a primary. */
@@ -84,7 +86,7 @@ export class SimHost {
     this.node.onCrash = (kind) => this.crashed(kind);
     this.model.durableTruth = () => {
       const group = this.path?.blocks.group(GROUP);
-      return group?.hasContent === true ? group.journal.durableLsn : this.model.floor;
+      return Math.max(this.lastDurable, this.model.floor, group?.hasContent === true ? group.journal.durableLsn : 0);
     };
   }
 
@@ -172,6 +174,8 @@ export class SimHost {
   }
 
   private crashed(kind: CrashKind): void {
+    const open = this.path?.blocks.group(GROUP);
+    if (open?.hasContent === true) this.lastDurable = open.journal.durableLsn;
     if (kind === 'power') {
       this.boots++;
       this.model.cacheFloor = 0;

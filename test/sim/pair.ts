@@ -193,6 +193,9 @@ export class PairRun {
     }
     a.compareTree();
     b.compareTree();
+    // Nothing on the simulated network damages a batch.
+    const spoilt = [...a.log, ...b.log].find((line) => line.includes('link/bad-batch'));
+    if (spoilt !== undefined) throw new Error(`a batch was spoilt on its way: ${spoilt}`);
     this.verify(a);
     this.verify(b);
   }
@@ -219,6 +222,15 @@ export class PairRun {
     if (b.model.endLsn <= had || b.group.role !== 'primary') throw new Error('the promotion appended no epoch');
     b.model.raiseFloor(b.model.endLsn);
     this.verify(b);
+    // The link to the node that is gone would retain the journal.
+    const dropped = random.chance(0.5);
+    if (dropped) {
+      const drop = b.command({ op: 'linkDrop', group: GROUP, peer: 'a' });
+      this.advance(() => drop.ended);
+      if (drop.error !== undefined) throw drop.error as Error;
+    } else {
+      this.start(a);
+    }
     const work = new Workload(b, random.fork(8), MIXED);
     for (let i = 0; i < 20; i++) {
       b.node.attempt(() => work.step());
@@ -226,8 +238,7 @@ export class PairRun {
     }
     this.advance(() => work.idle);
     // What was the primary meets the higher epoch, and serves nothing more.
-    this.start(a);
-    this.advance(() => a.group.role === 'fenced');
+    if (!dropped) this.advance(() => a.group.role === 'fenced');
     b.crash('power');
     this.start(b);
     this.advance(() => b.group.role === 'primary');
