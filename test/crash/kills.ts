@@ -58,6 +58,7 @@ export class KillRun {
     const load = new Load(() => pair.primary, this.model, this.random.fork(7));
     const started = performance.now();
     let round: Promise<void> = Promise.resolve();
+    let reported = 0;
     try {
       await Promise.all([pair.primary.start(), pair.secondary.start()]);
       await load.createVolumes();
@@ -65,6 +66,8 @@ export class KillRun {
       while (this.done < this.wanted) {
         round = this.round(pair, load);
         await Promise.race([load.failed, round]);
+        if (this.done < reported + 10) continue;
+        reported = this.done;
         this.progress(`${this.done} kills, ${load.counts.writes} writes, ${load.counts.operations} operations, ${Math.round((performance.now() - started) / 1000)} s`);
       }
       await load.pause();
@@ -78,7 +81,7 @@ export class KillRun {
         seconds: Math.round((performance.now() - started) / 100) / 10, lsn: group.lsn.appended, epochs: group.epoch.number,
       };
     } catch (error) {
-      const logs = [pair.primary, pair.secondary].map((node) => `--- log of ${node.name}\n${node.log.slice(-2500)}`).join('\n');
+      const logs = [pair.primary, pair.secondary].map((node) => `--- log of ${node.name}\n${logTail(node)}`).join('\n');
       throw new Error(
         `seed ${this.seed}, after ${this.done} kills (repeat with LOCKSTEP_CRASH_SEED=${this.seed} LOCKSTEP_CRASH_KILLS=${this.wanted}): ${error instanceof Error ? error.message : String(error)}\n${logs}`,
         { cause: error },
@@ -148,7 +151,7 @@ export class KillRun {
   private deaths(which: 'primary' | 'secondary'): number[] {
     const list: number[] = [];
     while (list.length < 3 && this.done < this.wanted && this.random.chance(0.3)) {
-      list.push(this.random.between(30, 500));
+      list.push(this.random.between(50, 900));
       this.kills[which]++;
       this.kills.whileStarting++;
     }
@@ -157,16 +160,26 @@ export class KillRun {
 
   private async restart(node: TestNode, deaths: readonly number[]): Promise<void> {
     for (const ms of deaths) {
-      const starting = node.start().then(() => undefined, (error: unknown) => error);
+      let problem: Error | undefined;
+      const starting = node.start().catch((error: unknown) => void (problem = error as Error));
       await delay(ms);
-      if (!node.running) throw (await starting) ?? new Error(`${node.name} ended by itself while it started`);
+      if (!node.running) {
+        await starting;
+        throw problem ?? new Error(`${node.name} ended by itself while it started`);
+      }
       await node.kill();
+      // That it did not come to answer is as it should be.
       await starting;
     }
     rmSync(node.controlSocket, { force: true });
     if (this.over) throw new Error('the run is over');
     await node.start();
   }
+}
+
+/** The end of a node's log without the coming and going of clients. */
+function logTail(node: TestNode): string {
+  return node.log.split('\n').filter((line) => !line.includes('"part":"nbd"')).slice(-14).join('\n');
 }
 
 export function delay(ms: number): Promise<void> {

@@ -35,6 +35,8 @@ export type Unresolved =
   | { readonly kind: 'new'; readonly device: ModelDevice }
   | { readonly kind: 'remove'; readonly devices: readonly ModelDevice[] };
 
+type Choice = readonly [((client: NbdClient) => Promise<void>) | undefined, Flight | undefined];
+
 export interface LoadCounts {
   writes: number;
   zeroes: number;
@@ -135,22 +137,30 @@ export class Load {
   private async step(connections: Connections, random: Random): Promise<void> {
     const device = this.pick(random);
     if (device === undefined) return breathe();
-    const roll = random.unit();
-    let action: ((client: NbdClient) => Promise<void>) | undefined;
     let flight: Flight | undefined;
-    if (roll < 0.2) action = this.read(device, random);
-    else if (roll < 0.24) action = (client) => this.flush(client);
-    else if (roll < 0.33) [flight, action] = this.zero(device, random);
-    else [flight, action] = this.write(device, random, roll);
-    if (action === undefined) return breathe();
     try {
-      await action(await connections.to(device.name));
+      const client = await connections.to(device.name);
+      const [action, change] = this.choose(device, random);
+      flight = change;
+      if (action === undefined) return await breathe();
+      await action(client);
       if (flight !== undefined) this.model.acknowledged(flight);
     } catch (error) {
-      if (flight !== undefined) this.model.lost(flight);
-      this.counts.lostReplies++;
+      if (flight !== undefined) {
+        this.model.lost(flight);
+        this.counts.lostReplies++;
+      }
       await this.judge(error, device);
     }
+  }
+
+  /** What to do next, and the change of the model that it is; no action when it may not be done now. */
+  private choose(device: ModelDevice, random: Random): Choice {
+    const roll = random.unit();
+    if (roll < 0.2) return [this.read(device, random), undefined];
+    if (roll < 0.24) return [(client) => this.flush(client), undefined];
+    if (roll < 0.33) return this.zero(device, random);
+    return this.write(device, random, roll);
   }
 
   /** Whether a request may have failed like this. */
@@ -185,7 +195,7 @@ export class Load {
     return [offset - (offset % unit), length];
   }
 
-  private write(device: ModelDevice, random: Random, roll: number): [Flight | undefined, ((client: NbdClient) => Promise<void>) | undefined] {
+  private write(device: ModelDevice, random: Random, roll: number): Choice {
     const fua = random.chance(0.08);
     let range: [number, number];
     if (roll < 0.42) range = this.range(device, random, 1, 12 * KIB, 1);
@@ -195,14 +205,14 @@ export class Load {
     const flight = this.model.begin(device, 'write', ...range);
     if (flight === undefined) return [undefined, undefined];
     const payload = this.model.payload(flight);
-    return [flight, async (client) => {
+    return [async (client) => {
       await client.write(flight.offset, payload, { fua });
       this.counts.writes++;
       this.counts.bytesWritten += flight.length;
-    }];
+    }, flight];
   }
 
-  private zero(device: ModelDevice, random: Random): [Flight | undefined, ((client: NbdClient) => Promise<void>) | undefined] {
+  private zero(device: ModelDevice, random: Random): Choice {
     const roll = random.unit();
     let range: [number, number];
     if (roll < 0.03 && device.sizeBytes === SPARSE_BYTES) range = [random.below(60) * 4 * GIB, 2 * GIB + random.below(1000) * MIB];
@@ -213,11 +223,11 @@ export class Load {
     const options = { fua, noHole: random.chance(0.3), fastZero: random.chance(0.3) };
     const flight = this.model.begin(device, 'zero', ...range);
     if (flight === undefined) return [undefined, undefined];
-    return [flight, async (client) => {
+    return [async (client) => {
       if (trim) await client.trim(flight.offset, flight.length, { fua });
       else await client.writeZeroes(flight.offset, flight.length, options);
       this.counts.zeroes++;
-    }];
+    }, flight];
   }
 
   private read(device: ModelDevice, random: Random): (client: NbdClient) => Promise<void> {
