@@ -140,6 +140,7 @@ export class Group implements ReplicatedGroup {
       content,
       admit: (bytes) => this.space.admit(bytes, this.spaceNeeds()),
       appended: () => this.afterAppend(),
+      failed: (error) => this.stopOn(error),
     }, this.requests);
     content.journal.onDurable = () => this.afterDurable();
     content.journal.onFailure = (error) => this.fail(error);
@@ -328,6 +329,7 @@ export class Group implements ReplicatedGroup {
     const begun = io.nowUs();
     const { journal } = this.content;
     this.ingest!.flushBatch();
+    if (this.role === 'stopped') throw new OperatorError('group/stopped', this.roleReason);
     if (!journal.hasRoomForMarker) throw new OperatorError('journal/stalled', this.stallReason() ?? 'the journal is full; try again in a moment');
     if (operation.op === 'assign') this.ingest!.cancel(operation.target);
     const at = appendOperation(io, this.content, operation, this.options.node);

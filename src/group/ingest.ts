@@ -10,7 +10,7 @@
  *     FLUSH                answered when everything acknowledged before it is durable
  */
 
-import { Errno } from '../base/errors.js';
+import { CorruptionError, Errno, IoError } from '../base/errors.js';
 import { alignUp, BLOCK_BYTES } from '../base/units.js';
 import type { Reactor } from '../io/reactor.js';
 import { entry, MAX_BATCH_RECORDS } from '../journal/format.js';
@@ -56,6 +56,8 @@ export interface IngestHost {
   admit(bytes: number): number;
   /** After a batch of data was appended and applied. */
   appended(): void;
+  /** The group has to stop. */
+  failed(error: IoError | CorruptionError): void;
 }
 
 export class Ingest {
@@ -121,6 +123,17 @@ export class Ingest {
    * journaled before it had to wait for room; its edges are journaled then.
    */
   private change(slot: number, progress: number): void {
+    try {
+      this.judge(slot, progress);
+    } catch (error) {
+      // An edge could not be read.
+      if (!(error instanceof IoError) && !(error instanceof CorruptionError)) throw error;
+      this.requests.complete(slot, Errno.EIO);
+      this.host.failed(error);
+    }
+  }
+
+  private judge(slot: number, progress: number): void {
     const { requests, host } = this;
     const device = host.content.store.find(requests.device[slot]);
     const offset = requests.offset[slot];
@@ -266,10 +279,12 @@ export class Ingest {
     try {
       content.core.applyData(journal.batchAt, journal.batchLsn, content.core.epoch!.id);
     } catch (error) {
+      if (!(error instanceof IoError) && !(error instanceof CorruptionError)) throw error;
       // A map node could not be read: the group stops, and recovery applies what was appended.
       this.releaseEdges();
       for (let i = 0; i < slots; i++) requests.complete(this.batchSlots[i], Errno.EIO);
-      throw error;
+      this.host.failed(error);
+      return;
     }
     // Links send from the arena, so the edges are theirs until here.
     this.host.appended();
