@@ -12,6 +12,7 @@ import type { BenchOptions } from './options.js';
 
 const VOLUME_BYTES = 2 ** 40;
 const PENDING_WANTED = 100_000;
+const SNAPSHOT_EVERY_MS = 100;
 const MARKER_LIMIT_US = 5000;
 const DIFFERENCE_LIMIT_US = 20_000;
 
@@ -21,9 +22,9 @@ interface Taken {
   readonly roundTripUs: number;
 }
 
-/** Waits (bounded by `until`) for enough blocks that are not destaged, then takes one snapshot; undefined when there never were enough. */
-async function snapshotWhenPending(node: TestNode, name: string, until: number): Promise<Taken | undefined> {
-  while (performance.now() < until) {
+/** Waits for enough blocks that are not destaged, then takes one snapshot; undefined when the load was `over` before. */
+async function snapshotWhenPending(node: TestNode, name: string, over: () => boolean): Promise<Taken | undefined> {
+  while (!over()) {
     const pendingBefore = (await node.group('g')).destage.pendingBlocks;
     if (pendingBefore >= PENDING_WANTED) {
       const before = performance.now();
@@ -35,15 +36,16 @@ async function snapshotWhenPending(node: TestNode, name: string, until: number):
   return undefined;
 }
 
-async function interval(node: TestNode, target: Target, seconds: number, seed: number, snapshots: boolean, taken: Taken[]): Promise<LoadResult> {
-  const running = load(target, ['--op', 'write', '--depth', '32', '--seconds', String(seconds), '--seed', String(seed)]);
-  if (snapshots) {
-    const until = performance.now() + seconds * 1000 - 100;
-    for (let i = 0; performance.now() < until; i++) {
-      const one = await snapshotWhenPending(node, `s${seed}-${i}`, until);
-      if (one !== undefined) taken.push(one);
-      await new Promise((done) => setTimeout(done, 200));
-    }
+/** Blocks written per interval: every one is alone in its 2 MiB and its extent, so destaging takes far longer than writing. */
+const WRITES = 160_000;
+
+async function interval(node: TestNode, target: Target, seed: number, snapshots: boolean, taken: Taken[]): Promise<LoadResult> {
+  let over = false;
+  const running = load(target, ['--op', 'write', '--depth', '32', '--count', String(WRITES), '--seed', String(seed)]).finally(() => (over = true));
+  for (let i = 0; snapshots && !over; i++) {
+    const one = await snapshotWhenPending(node, `s${seed}-${i}`, () => over);
+    if (one !== undefined) taken.push(one);
+    await new Promise((done) => setTimeout(done, SNAPSHOT_EVERY_MS));
   }
   return running;
 }
@@ -59,11 +61,12 @@ export async function runMarker(options: BenchOptions): Promise<{ missed: string
   try {
     await node.control.createVolume('g', { name: 'vol', size: VOLUME_BYTES });
     const target: Target = { address: `unix:${node.nbdSocket}`, exportName: 'g/vol' };
-    const seconds = Math.max(options.seconds, 3);
     for (let round = 0; round < options.rounds; round++) {
       for (const snapshots of round % 2 === 0 ? [false, true] : [true, false]) {
-        (snapshots ? withSnapshots : without).push(await interval(node, target, seconds, round * 2 + Number(snapshots) + 1, snapshots, taken));
+        (snapshots ? withSnapshots : without).push(await interval(node, target, round * 2 + Number(snapshots) + 1, snapshots, taken));
+        const before = performance.now();
         await node.control.flush('g', { upTo: 'destaged' });
+        options.say(`${snapshots ? 'with' : 'without'} snapshots; destaged ${((performance.now() - before) / 1000).toFixed(1)} s later`);
       }
       for (const device of (await node.control.devices('g')).devices) {
         if (device.kind === 'snapshot') await node.control.remove('g', device.name);
