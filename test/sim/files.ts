@@ -375,6 +375,10 @@ export abstract class SimFiles {
         const result = errno !== 0 ? -errno : part < 1 ? 0 : this.options.disk.unlink(path);
         return result === -Errno.ENOENT ? 0 : result;
       }
+      case JobOp.reserve: {
+        const errno = this.enter('pwrite', open?.path ?? NO_PATH, pos, length, true);
+        return errno !== 0 ? -errno : 0;
+      }
       case JobOp.close:
         this.enter('close', open?.path ?? NO_PATH, 0, 0, true);
         return part < 1 ? 0 : this.closeHandle(fd);

@@ -71,7 +71,10 @@ export class PowerLossRun {
     this.world = new World({ seed });
     this.random = this.world.random.fork(100);
     this.host = new SimHost(this.world, 'node', drawSizes(this.random));
-    this.workload = new Workload(this.host, this.random.fork(101), { ...MIXED, maxInFlight: this.random.pick([1, 4, 16, 48]), operations: this.random.pick([0.03, 0.12, 0.4]) });
+    this.workload = new Workload(this.host, this.random.fork(101), {
+      ...MIXED, maxInFlight: this.random.pick([1, 4, 16, 48]), operations: this.random.pick([0.03, 0.12, 0.4]),
+      largestWrite: this.random.pick([96 * KIB, 96 * KIB, 96 * KIB, 2 * MIB]),
+    });
     const crashed = this.host.node.onCrash!;
     this.host.node.onCrash = (kind) => {
       if (kind === 'power') this.powerLosses++;
