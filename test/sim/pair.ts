@@ -9,7 +9,7 @@ import { KIB, MIB } from '../../src/base/units.js';
 import { GROUP, SimHost, SMALL } from './cluster.js';
 import type { Sizes } from './cluster.js';
 import { equal, ZERO_BLOCK } from './model.js';
-import { Random } from './random.js';
+import type { Random } from './random.js';
 import { MIXED, Workload } from './workload.js';
 import { World } from './world.js';
 

@@ -8,7 +8,7 @@
 import { KIB, MIB } from '../../src/base/units.js';
 import { SimHost, SMALL } from './cluster.js';
 import type { Sizes } from './cluster.js';
-import { Random } from './random.js';
+import type { Random } from './random.js';
 import { NO_FAULTS } from './faults.js';
 import type { FaultRates } from './faults.js';
 import { MIXED, Workload } from './workload.js';
