@@ -14,7 +14,7 @@
 
 namespace lockstep {
 
-enum Operation : uint8_t { OP_PREAD, OP_PWRITE, OP_FDATASYNC, OP_FSYNC, OP_PUNCH, OP_ZERO, OP_CLOSE, OP_UNLINK, OP_COUNT };
+enum Operation : uint8_t { OP_PREAD, OP_PWRITE, OP_FDATASYNC, OP_FSYNC, OP_PUNCH, OP_ZERO, OP_CLOSE, OP_UNLINK, OP_RESERVE, OP_COUNT };
 
 struct Row {
   Operation operation;

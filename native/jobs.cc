@@ -38,6 +38,8 @@ int64_t perform(const Row& row) {
       return closeFile(row.fd);
     case OP_UNLINK:
       return removeFile(reinterpret_cast<const char*>(row.memory), static_cast<size_t>(row.length));
+    case OP_RESERVE:
+      return reserveBlocks(row.fd, row.length, row.pos);
     case OP_COUNT:
       break;
   }

@@ -113,6 +113,17 @@ int64_t punchHole(int fd, int64_t length, int64_t pos) {
   return 0;
 }
 
+int64_t reserveBlocks(int fd, int64_t length, int64_t pos) {
+  // Looking first is cheap; fallocate on what is allocated already would start a transaction each time.
+  const off_t hole = lseek(fd, pos, SEEK_HOLE);
+  if (hole >= pos + length) return 0;
+  while (fallocate(fd, FALLOC_FL_KEEP_SIZE, pos, length) != 0) {
+    if (errno == EOPNOTSUPP || errno == ENOSYS) return 0;
+    if (errno != EINTR) return -errno;
+  }
+  return 0;
+}
+
 int64_t syncData(int fd) {
   while (fdatasync(fd) != 0) {
     if (errno != EINTR) return -errno;

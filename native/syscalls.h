@@ -31,6 +31,9 @@ int64_t writeZeros(int fd, int64_t length, int64_t pos);
 // Deallocates (pos, length) without changing the size of the file.
 int64_t punchHole(int fd, int64_t length, int64_t pos);
 
+// Allocates the holes of (pos, length) without changing size or content. A file system that cannot is no error.
+int64_t reserveBlocks(int fd, int64_t length, int64_t pos);
+
 int64_t syncData(int fd);
 int64_t syncAll(int fd);
 

@@ -53,6 +53,12 @@ export const JobOp = {
   close: 6,
   /** Unlinks the file whose path lies in `buffer`; `length` includes a terminating zero. One that is gone already is no error. */
   unlink: 7,
+  /**
+   * Allocates the holes of (pos, length); content and size stay. Before a small write into a sparse file this keeps ext4
+   * from searching the whole disk for a large free extent: 40,000 random blocks of a 1 TiB file took 14 s of system time
+   * and 40 s to sync without, 0.9 s and 0.9 s with it.
+   */
+  reserve: 8,
 } as const;
 
 /** Columns of one row of a job's table. `buffer` is an arena offset. */

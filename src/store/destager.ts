@@ -261,6 +261,7 @@ export class Destager {
         const fd = layers.descriptorForWrite(layer);
         if (held[held.length - 1] !== layer) held.push(layer);
         this.touched.add(layer);
+        table.add(JobOp.reserve, fd, 0, (end - i) * BLOCK_BYTES, columns.block[i] * BLOCK_BYTES);
         table.add(JobOp.pwrite, fd, at, (end - i) * BLOCK_BYTES, columns.block[i] * BLOCK_BYTES);
       }
       i = end;
