@@ -13,6 +13,8 @@ const RUNS = Number(process.env.LOCKSTEP_SIM_RUNS ?? 80);
 const FROM = Number(process.env.LOCKSTEP_SIM_FROM ?? 1);
 const PAIRS = Math.max(10, Math.ceil(RUNS / 4));
 const PROCESSES = 2;
+// The limit is that of the runner (test/run.ts --timeout), also when this file is run by itself.
+t.setTimeout(7_200_000);
 
 function runSeeds(from: number, count: number, options: string[]): Promise<{ code: number | null; output: string }> {
   const script = join(dirname(fileURLToPath(import.meta.url)), 'seeds.js');
