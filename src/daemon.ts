@@ -7,7 +7,7 @@
 
 import { readFileSync } from 'node:fs';
 import { MessageChannel, Worker } from 'node:worker_threads';
-import { CorruptionError, OperatorError } from './base/errors.js';
+import { OperatorError } from './base/errors.js';
 import type { Log } from './base/log.js';
 import { forward } from './base/log.js';
 import type { Config } from './config/schema.js';
@@ -99,6 +99,5 @@ export async function runDaemon(config: Config, log: Log): Promise<Daemon> {
 function errorOf(message: Extract<WorkerMessage, { kind: 'failed' }>): Error {
   if (message.failure === undefined) return new Error(message.bug ?? 'the data thread failed');
   if (message.failure.kind === 'operator') return new OperatorError(message.failure.code, message.failure.message);
-  if (message.failure.kind === 'corruption') return new CorruptionError('', 0, message.failure.message);
   return new ControlError(message.failure);
 }

@@ -18,6 +18,7 @@ import { VERSION } from './base/version.js';
 import { configHelp } from './config/help.js';
 import { loadConfig } from './config/load.js';
 import type { Config } from './config/schema.js';
+import { ControlError } from './control/port.js';
 import { ControlServer } from './control/server.js';
 import { runDaemon } from './daemon.js';
 import { DirectoryLock } from './io/directory-lock.js';
@@ -121,7 +122,7 @@ function explain(error: unknown): number {
     process.stderr.write(`lockstepd: ${error.message}\n`);
     return EXIT_OPERATOR;
   }
-  const expected = error instanceof CorruptionError || error instanceof IoError;
+  const expected = error instanceof CorruptionError || error instanceof IoError || (error instanceof ControlError && error.kind !== 'bug');
   const fields = errorFields(error);
   process.stderr.write(`lockstepd: ${expected ? error.message : `a bug, please report it: ${String(fields['stack'] ?? fields['error'])}`}\n`);
   return EXIT_FAILED;

@@ -6,6 +6,7 @@
  * Owns: construction and the order of the end. Must not know: threads, HTTP.
  */
 
+import { dirname } from 'node:path';
 import type { Address } from '../base/address.js';
 import { formatAddress } from '../base/address.js';
 import { CorruptionError, IoError } from '../base/errors.js';
@@ -100,7 +101,10 @@ export class DataPath {
     path.links.start();
     const { nbd } = path;
     if (nbd !== undefined) {
-      for (const address of config.nbd.listen) path.nbdListeners.push({ address, listener: nbd.listen(address) });
+      for (const address of config.nbd.listen) {
+        if (address.kind === 'unix') mkdirs(reactor.io, dirname(address.path));
+        path.nbdListeners.push({ address, listener: nbd.listen(address) });
+      }
     }
     return path;
   }

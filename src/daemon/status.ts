@@ -90,7 +90,7 @@ function nothing(path: DataPath, name: string): Pick<GroupStatus, 'epoch' | 'lsn
 function brokenStatus(path: DataPath, broken: BrokenGroup): GroupStatus {
   return {
     name: broken.name, role: 'stopped', roleReason: broken.problem, links: [], devices: [],
-    errors: [`cannot be opened: ${broken.problem}. Its files were left as they are; repair or restore them, or remove the group's directory and follow a healthy node anew`],
+    errors: [`cannot be opened: ${broken.problem}. Its files were left as they are: restore them, or build this node anew from a healthy one (README, "Rebuild a secondary")`],
     ...nothing(path, broken.name),
   };
 }

@@ -10,6 +10,7 @@ import { assert, unreachable } from '../base/assert.js';
 import { CorruptionError, Errno, IoError, OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import { toHex } from '../base/words.js';
+import { must } from '../io/file.js';
 import type { SpaceStat } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Journal, Position } from '../journal/journal.js';
@@ -21,7 +22,7 @@ import { Ingest } from './ingest.js';
 import { appendOperation } from './perform.js';
 import type { Performed } from './perform.js';
 import { readRequest } from './reads.js';
-import type { EpochOperation, Operation } from './record.js';
+import { MAX_REASON, type EpochOperation, type Operation } from './record.js';
 import { RequestKind } from './requests.js';
 import type { RequestTable } from './requests.js';
 import type { EpochEntry, GroupRole, ReceiveResult, ReplicatedGroup } from './replica.js';
@@ -32,8 +33,7 @@ import { stallSentence } from './stall.js';
 import { readState } from './statefile.js';
 import type { StateFile } from './statefile.js';
 import { Tree } from './tree.js';
-import { DurableWaits } from './waits.js';
-import type { Durable } from './waits.js';
+import { DurableWaits, type Durable } from './waits.js';
 
 export interface GroupOptions extends Omit<ContentOptions, 'groupId'>, RolesOptions {
   /** Role when the group is opened for the first time. */
@@ -144,7 +144,7 @@ export class Group implements ReplicatedGroup {
     }, this.requests);
     content.journal.onDurable = () => this.afterDurable();
     content.journal.onFailure = (error) => this.fail(error);
-    content.reader.onCorruption = (error) => this.stopOn(error);
+    content.reader.onProblem = (error) => this.stopOn(error);
     content.checkpointer.onCorruption = (error) => this.stopOn(error);
     content.journal.pool.onCreated = (failure) => {
       if (failure !== undefined) this.log.error(`the journal cannot grow: ${failure}`);
@@ -354,14 +354,14 @@ export class Group implements ReplicatedGroup {
 
   private beginEpoch(lossless: boolean, reason: string): void {
     const operation: EpochOperation = {
-      op: 'epoch', number: (this.content.core.epoch?.number ?? 0) + 1, id: toHex(this.reactor.io.randomBytes(16)), node: this.options.node, lossless, reason,
+      op: 'epoch', number: (this.content.core.epoch?.number ?? 0) + 1, id: toHex(this.reactor.io.randomBytes(16)), node: this.options.node, lossless, reason: reason.slice(0, MAX_REASON),
     };
     // A journal that is full must not keep the group from starting: nothing could ever free it then.
     if (!this.journal.hasRoomForMarker) this.journal.pool.createNow();
     this.perform(operation);
     this.log.info('begins a new epoch', { epoch: operation.number, id: operation.id, lossless, reason });
     // Durable before anything is served in it; blocking, for nothing is served yet.
-    this.journal.syncNow();
+    must(this.journal.syncNow(), 'make the epoch record durable in', this.options.directory);
   }
 
   /** Why writers wait for the journal, or null when they do not. */
@@ -483,7 +483,8 @@ export class Group implements ReplicatedGroup {
       this.closed = true;
       this.removeHook();
       if (opened !== undefined) {
-        if (this.role !== 'stopped' && opened.journal.syncNow() === 0) this.roles.stoppedCleanly(opened.journal.position);
+        // Not while it recovers: then the next start has to ask the peers again.
+        if (this.role !== 'stopped' && this.role !== 'recovering' && opened.journal.syncNow() === 0) this.roles.stoppedCleanly(opened.journal.position);
         opened.close();
       }
       done();

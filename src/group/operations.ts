@@ -10,6 +10,7 @@
 import { OperatorError } from '../base/errors.js';
 import { formatSize } from '../base/units.js';
 import type { Exports } from './exports.js';
+import { MAX_REMOVED } from './record.js';
 import type { Operation } from './record.js';
 import type { Device, Tree } from './tree.js';
 
@@ -83,6 +84,9 @@ export function planRemove(judged: Judged, name: string, withSnapshots: boolean,
     doomed.push(...snapshots.sort((a, b) => b.id - a.id));
   }
   doomed.push(device);
+  if (doomed.length > MAX_REMOVED) {
+    throw new OperatorError('operation/too-large', `${judged.group}/${name} has ${doomed.length - 1} snapshots, more than one operation can remove; remove some of them first`);
+  }
   const kept = doomed.find((one) => one.protected);
   if (kept !== undefined) throw new OperatorError('device/protected', `${judged.group}/${judged.tree.nameOf(kept)} is protected`);
   const busy = doomed.filter((one) => judged.exports.clientsOf(one.id) > 0);

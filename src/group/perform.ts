@@ -5,11 +5,12 @@
  */
 
 import { assert } from '../base/assert.js';
-import { IoError } from '../base/errors.js';
+import { IoError, OperatorError } from '../base/errors.js';
 import type { Io } from '../io/io.js';
+import { MAX_MARKER_BYTES } from '../journal/format.js';
 import type { Content } from './content.js';
 import type { Operation } from './record.js';
-import { encodeMarker } from './record.js';
+import { decodeMarker, encodeMarker } from './record.js';
 import type { At } from './tree.js';
 
 /** What an operation did. */
@@ -31,7 +32,11 @@ export function appendOperation(io: Io, content: Content, operation: Operation, 
   const at: At = { lsn: journal.recordLsn(0), epochId, wallMs };
   const edit = core.tree.edit(operation, at);
   assert(typeof edit !== 'string', `operation ${operation.op} contradicts the tree: ${String(edit)}`);
-  journal.addMarker(encodeMarker({ operation, wallMs, digest: edit.tree.digest(epochId) }));
+  const body = encodeMarker({ operation, wallMs, digest: edit.tree.digest(epochId) });
+  // What no node could read back must never get into the stream.
+  const problem = body.length > MAX_MARKER_BYTES ? `its marker would have ${body.length} bytes` : decodeMarker(body);
+  if (typeof problem === 'string') throw new OperatorError('operation/too-large', `the operation is too large for one marker (${problem}); do it in parts`);
+  journal.addMarker(body);
   const result = journal.flush();
   if (result < 0) throw new IoError(-result, 'append to the journal of', content.options.directory);
   if (operation.op === 'epoch') core.pushEpoch({ number: operation.number, id: operation.id, start, node, lossless: operation.lossless, wallMs });

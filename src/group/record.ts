@@ -12,6 +12,8 @@ import { z } from 'zod';
 const id = z.number().int().positive().max(0xffffffff);
 const hex128 = z.string().regex(/^[0-9a-f]{32}$/);
 const name = z.string().min(1).max(64);
+/** Longest reason of an epoch; longer ones are cut by who begins it. */
+export const MAX_REASON = 400;
 
 /** Raised by every promotion and every start of a primary that is not a proven clean stop. First record of its epoch. */
 const epoch = z.strictObject({
@@ -22,7 +24,7 @@ const epoch = z.strictObject({
   node: z.string().min(1).max(64),
   lossless: z.boolean(),
   /** Why it began, one sentence. */
-  reason: z.string().max(400),
+  reason: z.string().max(MAX_REASON),
 });
 
 const create = z.strictObject({ op: z.literal('create'), id, name, sizeBytes: z.number().int().positive() });
@@ -37,7 +39,9 @@ const snapshot = z.strictObject({
 const assign = z.strictObject({ op: z.literal('assign'), verb: z.enum(['restore', 'refresh', 'sync']), target: id, source: id });
 
 /** In this order: a volume after its snapshots. */
-const remove = z.strictObject({ op: z.literal('remove'), devices: z.array(id).min(1).max(4096) });
+/** Most devices that one marker removes. */
+export const MAX_REMOVED = 4096;
+const remove = z.strictObject({ op: z.literal('remove'), devices: z.array(id).min(1).max(MAX_REMOVED) });
 
 export const Operation = z.discriminatedUnion('op', [epoch, create, snapshot, assign, remove]);
 export type Operation = z.infer<typeof Operation>;

@@ -17,10 +17,12 @@ import type { StateFile } from './statefile.js';
 
 export interface RolesOptions {
   readonly name: string;
+  /** Of this node. */
+  readonly node: string;
   readonly directory: string;
   /** Names of the peers that a primary asks after an unclean stop. */
   readonly peers: readonly string[];
-  /** How long it waits for them, microseconds. */
+  /** How long it waits while none of them gives it anything, microseconds. */
   readonly recoverWaitUs: number;
   /** Identity of this boot of the kernel: as long as it is the same, the page cache has survived. */
   readonly bootId: string;
@@ -119,6 +121,10 @@ export class Roles {
       this.noteBoot();
     } else if (content.applyProblem !== undefined) {
       this.stop(`its own journal cannot be replayed: ${content.applyProblem}`);
+    } else if (content.core.epoch?.node !== this.options.node) {
+      // A promotion was cut off before its epoch record: this node has what was shipped, and no more than that.
+      this.host.beginEpoch(false, 'the promotion of this node was cut off before its epoch began');
+      this.noteBoot();
     } else if (clean) {
       this.noteBoot();
       this.log.info('was stopped cleanly, goes on in the same epoch');
@@ -131,8 +137,19 @@ export class Roles {
     } else {
       this.role = 'recovering';
       this.reason = `was not stopped cleanly; asks ${this.options.peers.join(', ')} for what they have of epoch ${content.core.epoch?.number ?? 0}`;
-      this.reactor.after(this.options.recoverWaitUs, () => this.endRecovering());
+      this.watchSilence(end.lsn);
     }
+  }
+
+  /** Ends the wait for peers after a silence; while one of them sends what this node has lost, there is none. */
+  private watchSilence(seenLsn: number): void {
+    this.reactor.after(this.options.recoverWaitUs, () => {
+      if (this.role !== 'recovering' || this.ended) return;
+      const content = this.host.content();
+      const lsn = content?.journal.appendedLsn ?? seenLsn;
+      if (lsn > seenLsn || this.host.changing()) this.watchSilence(lsn);
+      else this.endRecovering();
+    });
   }
 
   peerAsked(peer: string, outcome: 'fetched' | 'unreachable' | 'refused'): void {
@@ -153,7 +170,7 @@ export class Roles {
       this.reactor.after(10_000, () => this.endRecovering());
       return;
     }
-    const answers = this.options.peers.map((name) => `${name}: ${this.asked.get(name) ?? 'unreachable'}`).join(', ');
+    const answers = this.options.peers.map((name) => `${name}: ${this.asked.get(name) ?? 'no answer'}`).join(', ');
     this.role = 'primary';
     this.reason = `started after an unclean stop; peers: ${answers}`;
     try {
@@ -192,7 +209,7 @@ export class Roles {
   fence(newer: EpochEntry, peer: string): void {
     if (this.role === 'fenced' || this.role === 'stopped') return;
     const reason =
-      `${peer} stands in epoch ${newer.number} (primary: ${newer.node}), this node in epoch ${this.host.content()?.core.epoch?.number ?? 0}: ` +
+      `node ${newer.node} took over as primary in epoch ${newer.number} (told by ${peer}), which is not in this node's history: ` +
       'it serves nothing, so that no write goes astray; what it has beyond the common history is kept';
     this.log.error(`fenced: ${reason}`);
     this.role = 'fenced';

@@ -8,7 +8,7 @@
  * layer, whatever its age. Neighbouring blocks that lie together are read together.
  */
 
-import { CorruptionError, Errno } from '../base/errors.js';
+import { CorruptionError, Errno, IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -89,7 +89,17 @@ export class BlockReader {
       if (generation !== this.generation) this.callWaiters();
     };
     const attempt = (): void => {
-      const missed = this.plan(device, offset, length, buffer, true);
+      let missed: number;
+      try {
+        missed = this.plan(device, offset, length, buffer, true);
+      } catch (error) {
+        // A layer's file is missing or cannot be opened: this read fails, the group stops, the daemon lives.
+        if (!(error instanceof CorruptionError) && !(error instanceof IoError)) throw error;
+        this.dropHolds();
+        this.onProblem(error);
+        this.reactor.after(0, () => finish(-Errno.EIO));
+        return;
+      }
       if (missed !== 0) {
         this.dropHolds();
         this.loadNode(missed, (result) => {
@@ -121,7 +131,7 @@ export class BlockReader {
   }
 
   /** Damage was found on the disk: the group has to stop. */
-  onCorruption: (error: CorruptionError) => void = () => undefined;
+  onProblem: (error: CorruptionError | IoError) => void = () => undefined;
 
   /** Brings a map node into memory; `done` gets 0 or −errno. */
   loadNode(handle: number, done: (result: number) => void): void {
@@ -145,7 +155,7 @@ export class BlockReader {
       return this.store.map.load(handle, ref, bytes, second);
     } catch (error) {
       if (!(error instanceof CorruptionError)) throw error;
-      this.onCorruption(error);
+      this.onProblem(error);
       return -Errno.EIO;
     }
   }
