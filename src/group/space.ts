@@ -63,11 +63,13 @@ export class SpaceAdmission {
     let refusal: string | undefined;
     try {
       this.free = this.look(this.directory).freeBytes;
-      const spare = this.free - needs.undestagedBytes - needs.journalBytesToCome - METADATA_RESERVE - LOOK_BYTES;
+      // A journal that was larger before the configuration changed is no space that can be promised.
+      const journal = Math.max(0, needs.journalBytesToCome);
+      const spare = this.free - needs.undestagedBytes - journal - METADATA_RESERVE - LOOK_BYTES;
       if (spare < this.watermarkBytes) {
         refusal =
           `new writes are answered ENOSPC: ${formatSize(this.free)} free on the file system of ${this.directory}, of which ` +
-          `${formatSize(needs.undestagedBytes + needs.journalBytesToCome + METADATA_RESERVE + LOOK_BYTES)} may be needed for what was already ` +
+          `${formatSize(needs.undestagedBytes + journal + METADATA_RESERVE + LOOK_BYTES)} may be needed for what was already ` +
           `acknowledged, and ${formatSize(this.watermarkBytes)} are to stay free; remove snapshots or add space, writes resume by themselves`;
       }
     } catch (error) {

@@ -140,15 +140,13 @@ export class Journal {
 
   /** Whether a largest batch of data can be appended without touching what is reserved for markers. */
   get hasRoomForData(): boolean {
-    const current = this.pool.current;
-    const rest = current.baseLsn + this.pool.capacity - current.endLsn;
+    const rest = this.pool.room(this.pool.current);
     return this.pool.freeCount > RESERVED_SEGMENTS || (this.pool.freeCount === RESERVED_SEGMENTS && rest >= MAX_HEADER_BYTES + this.options.maxBatchPayload);
   }
 
   /** Whether a marker can be appended: it may use what is reserved. */
   get hasRoomForMarker(): boolean {
-    const current = this.pool.current;
-    return this.pool.freeCount > 0 || current.baseLsn + this.pool.capacity - current.endLsn >= BLOCK_BYTES + MAX_MARKER_BYTES;
+    return this.pool.freeCount > 0 || this.pool.room(this.pool.current) >= BLOCK_BYTES + MAX_MARKER_BYTES;
   }
 
   /** LSN of record `i` of the batch under construction. */
@@ -329,7 +327,7 @@ export class Journal {
   private append(at: number, used: number, bytes: number, vectors: number): number {
     const { io } = this.reactor;
     let segment = this.pool.current;
-    if (segment.endLsn + bytes > segment.baseLsn + this.pool.capacity) {
+    if (bytes > this.pool.room(segment)) {
       assert(bytes <= this.pool.capacity, 'a batch larger than a segment');
       // begin() uses no vectors, so iov stays as it is.
       const begun = this.pool.begin({

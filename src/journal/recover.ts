@@ -21,6 +21,9 @@
  *   valid batches behind the torn one                     erased with the rest
  *   power fails again during all this                     the next recovery does the same
  *
+ * Every file is read, written and erased within its own size: the configured one
+ * may have changed since it was made.
+ *
  * Below the low-water mark nothing is replayed, but a link may still need it: a
  * peer that was away is served from there. Segments that lead up to the first
  * one replayed stay live (`older`), and are released like any others once the
@@ -92,20 +95,20 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
           break;
         }
         const pos = pool.filePosition(segment, position.lsn);
-        if (pos + BLOCK_BYTES > pool.segmentBytes) {
+        if (pos + BLOCK_BYTES > segment.bytes) {
           why = 'the segment ends';
           break;
         }
         if (loaded === 0 || pos + BLOCK_BYTES > windowPos + loaded) {
           windowPos = pos;
-          loaded = readWindow(memory, segment, window, pos, pool.segmentBytes);
+          loaded = readWindow(memory, segment, window, pos);
         }
         let at = window + pos - windowPos;
         let problem = checkBatchShape(arena.view, at);
-        if (problem === undefined && pos + batch.totalBytes(arena.view, at) > pool.segmentBytes) problem = 'the batch does not fit its segment';
+        if (problem === undefined && pos + batch.totalBytes(arena.view, at) > segment.bytes) problem = 'the batch does not fit its segment';
         if (problem === undefined && pos + batch.totalBytes(arena.view, at) > windowPos + loaded) {
           windowPos = pos;
-          loaded = readWindow(memory, segment, window, pos, pool.segmentBytes);
+          loaded = readWindow(memory, segment, window, pos);
           at = window;
         }
         problem ??= verifyHeader(memory, at, windowPos + loaded - pos, position);
@@ -128,11 +131,11 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
         segment = following;
         continue;
       }
-      const headless = headlessNext(memory, found, position, window, pool.segmentBytes);
+      const headless = headlessNext(memory, found, position, window);
       if (headless !== undefined && !headless.blank) {
         throw new CorruptionError(headless.path, 0, `${headless.why}, although the segment continues the journal at LSN ${position.lsn}`);
       }
-      durable = Math.max(durable, durableBehind(memory, found, segment, headless, position.lsn, window, pool.segmentBytes, input));
+      durable = Math.max(durable, durableBehind(memory, found, segment, headless, position.lsn, window, input));
       if (position.lsn < durable) {
         throw new CorruptionError(segment.path, pool.filePosition(segment, position.lsn),
           `${why} at LSN ${position.lsn}, although this node had made the journal durable up to LSN ${durable}`);
@@ -149,8 +152,10 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
   }
 }
 
-function readWindow(memory: Memory, segment: FoundSegment, window: number, pos: number, segmentBytes: number): number {
-  const bytes = Math.min(MAX_BATCH_BYTES, segmentBytes - pos);
+/** Reads from `pos` on, not beyond the segment's own end; returns how many bytes that are. */
+function readWindow(memory: Memory, segment: FoundSegment, window: number, pos: number): number {
+  const bytes = Math.min(MAX_BATCH_BYTES, segment.bytes - pos);
+  if (bytes <= 0) return 0;
   const read = memory.io.pread(segment.fd, window, bytes, pos);
   if (read < 0) throw new IoError(-read, `read the journal at byte ${pos} of`, segment.path);
   return bytes;
@@ -177,10 +182,10 @@ function nextSegment(found: FoundSegment[], segment: FoundSegment, position: Pos
 }
 
 /** A segment without a readable header that begins with the batch that belongs at `position`. */
-function headlessNext(memory: Memory, found: FoundSegment[], position: Position, window: number, segmentBytes: number): FoundSegment | undefined {
+function headlessNext(memory: Memory, found: FoundSegment[], position: Position, window: number): FoundSegment | undefined {
   for (const other of found) {
     if (other.header !== undefined) continue;
-    const bytes = readWindow(memory, other, window, SEGMENT_HEADER_BYTES, segmentBytes);
+    const bytes = readWindow(memory, other, window, SEGMENT_HEADER_BYTES);
     if (bytes >= BLOCK_BYTES && verifyHeader(memory, window, bytes, position) === undefined) return other;
   }
   return undefined;
@@ -190,15 +195,15 @@ function headlessNext(memory: Memory, found: FoundSegment[], position: Position,
  * Looks behind the first batch that does not verify for batches of this node
  * that prove that the place was durable once. Returns the highest LSN so proven.
  */
-function durableBehind(memory: Memory, found: FoundSegment[], segment: FoundSegment, headless: FoundSegment | undefined, lsn: number, window: number, segmentBytes: number, input: RecoverInput): number {
+function durableBehind(memory: Memory, found: FoundSegment[], segment: FoundSegment, headless: FoundSegment | undefined, lsn: number, window: number, input: RecoverInput): number {
   const { arena, io } = memory;
   let durable = 0;
   for (const other of found) {
     if (other === headless) other.baseLsn = lsn;
     else if (other !== segment && (other.header === undefined || other.serial < segment.serial || other.baseLsn < lsn)) continue;
     const start = other === segment ? SEGMENT_HEADER_BYTES + lsn - other.baseLsn : SEGMENT_HEADER_BYTES;
-    for (let pos = start; pos < segmentBytes; pos += MAX_BATCH_BYTES) {
-      const bytes = readWindow(memory, other, window, pos, segmentBytes);
+    for (let pos = start; pos < other.bytes; pos += MAX_BATCH_BYTES) {
+      const bytes = readWindow(memory, other, window, pos);
       for (let at = window; at + BLOCK_BYTES <= window + bytes; at += BLOCK_BYTES) {
         if (arena.view.getUint32(at, true) !== BATCH_MAGIC || checkBatchShape(arena.view, at) !== undefined) continue;
         const used = usedHeaderBytes(batch.count(arena.view, at));
@@ -234,13 +239,13 @@ function older(memory: Memory, journal: Journal, found: readonly FoundSegment[],
 /** Whether the batches of `segment` end where `next` begins, with its chain. */
 function leadsTo(memory: Memory, journal: Journal, segment: FoundSegment, next: FoundSegment, window: number): boolean {
   const { pool } = journal;
-  if (next.baseLsn - segment.baseLsn > pool.capacity || memory.io.stat(segment.fd).size !== pool.segmentBytes) return false;
+  if (SEGMENT_HEADER_BYTES + next.baseLsn - segment.baseLsn > segment.bytes) return false;
   const out = new Uint32Array(2);
   const step = usedHeaderBytes(MAX_BATCH_RECORDS);
   let position: Position = { lsn: segment.baseLsn, chainHi: segment.header!.chainHi, chainLo: segment.header!.chainLo };
   while (position.lsn < next.baseLsn) {
     const pos = pool.filePosition(segment, position.lsn);
-    const bytes = Math.min(step, pool.segmentBytes - pos);
+    const bytes = Math.min(step, segment.bytes - pos);
     const read = memory.io.pread(segment.fd, window, bytes, pos);
     if (read < 0) throw new IoError(-read, `read the journal at byte ${pos} of`, segment.path);
     if (verifyHeader(memory, window, bytes, position) !== undefined) return false;
@@ -257,8 +262,8 @@ function finish(memory: Memory, journal: Journal, found: FoundSegment[], live: F
   const tailPos = pool.filePosition(last, end.lsn);
   let tornAt = 0;
   // Read before writing: a clean tail is zeros already, and then nothing needs to be written.
-  for (let pos = tailPos; pos < pool.segmentBytes; pos += MAX_BATCH_BYTES) {
-    const bytes = readWindow(memory, last, window, pos, pool.segmentBytes);
+  for (let pos = tailPos; pos < last.bytes; pos += MAX_BATCH_BYTES) {
+    const bytes = readWindow(memory, last, window, pos);
     if (isZero(arena.u8, window, bytes)) continue;
     // A recycled segment holds its former life behind the end; only a batch at the end itself is a torn tail.
     if (tornAt === 0) tornAt = pos;

@@ -1,6 +1,6 @@
 /**
- * The journal's files: a pool of equal, preallocated, zero-filled segments that
- * are used, released and used again (DESIGN §3).
+ * The journal's files: a pool of preallocated, zero-filled segments that are
+ * used, released and used again (DESIGN §3).
  *
  * Owns: segment files, their headers, which LSN range each one holds, the pool
  * of free ones. Must not know: batches, records, when a range may be released.
@@ -9,6 +9,11 @@
  * *free* otherwise. The live ones hold one contiguous LSN range; the last one is
  * being written. A batch never spans two segments: what does not fit starts the
  * next one, and the rest of the old file has no LSNs.
+ *
+ * The configuration may change between two starts. A file keeps the size that it
+ * was made with for as long as it is live: what lies in it was placed by that
+ * size. Only new files get the configured one; a file of another size, or one
+ * too many, is removed when it becomes free.
  */
 
 import { assert } from '../base/assert.js';
@@ -22,6 +27,8 @@ import type { SegmentHeader } from './format.js';
 export interface Segment {
   readonly fd: number;
   readonly path: string;
+  /** Size of its file in whole blocks: where its batches end, whatever is configured now. */
+  readonly bytes: number;
   /** Counts every use of any segment file of this journal; orders the live ones. */
   serial: number;
   baseLsn: number;
@@ -45,6 +52,10 @@ export interface FoundSegment extends Segment {
 }
 
 const NAME = /^segment-(\d{6})$/;
+/** So many files are made whatever their sizes sum up to: one is written to, and writing can go on while others are being freed. */
+const LEAST_FILES = 4;
+/** A file too many is removed only while so many are free: one for data and the one that is reserved for markers. */
+const LEAST_FREE = 2;
 
 export class SegmentPool {
   readonly live: Segment[] = [];
@@ -53,6 +64,8 @@ export class SegmentPool {
   private nextSerial = 1;
   private creating = false;
   private total = 0;
+  /** What all files have together. */
+  private totalBytes = 0;
   private closed = false;
   private readonly scratch: number;
   /** Called when a background creation has made room, or has failed (a sentence). */
@@ -70,7 +83,7 @@ export class SegmentPool {
     assert(this.scratch >= 0, 'no arena room for a segment header');
   }
 
-  /** Bytes of batches that one segment can hold. */
+  /** Bytes of batches that a segment of the configured size can hold: every batch has to fit. */
   get capacity(): number {
     return this.segmentBytes - SEGMENT_HEADER_BYTES;
   }
@@ -84,9 +97,14 @@ export class SegmentPool {
     return this.total;
   }
 
-  /** Segments that could still be taken into use, those not yet created included. */
-  get available(): number {
-    return this.free.length + Math.max(0, this.maxSegments - this.total);
+  /** Bytes that files still to be created will take. */
+  get bytesToCome(): number {
+    return Math.max(0, this.maxSegments * this.segmentBytes - this.totalBytes);
+  }
+
+  /** Bytes that can still be appended to a live segment. */
+  room(segment: Segment): number {
+    return segment.bytes - SEGMENT_HEADER_BYTES - (segment.endLsn - segment.baseLsn);
   }
 
   /** Opens what is on disk. The caller decides by `adopt` which of it is live; the rest becomes free. */
@@ -103,7 +121,10 @@ export class SegmentPool {
       const fd = io.open(path, O.RDWR | O.CLOEXEC, 0);
       if (fd < 0) throw new IoError(-fd, 'open journal segment', path);
       this.nextNumber = Math.max(this.nextNumber, Number(match[1]) + 1);
+      const size = io.stat(fd).size;
+      const bytes = size - (size % BLOCK_BYTES);
       this.total++;
+      this.totalBytes += bytes;
       // What a failed fdatasync left in the page cache looks written but is not on the disk: after an fdatasync that
       // succeeds, dropping the clean pages makes every read below show what the disk really holds.
       const synced = io.fdatasync(fd);
@@ -113,7 +134,7 @@ export class SegmentPool {
       if (read < 0) throw new IoError(-read, 'read journal segment', path);
       const header = decodeSegmentHeader(arena.u8, this.scratch);
       const segment: FoundSegment = {
-        fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: true, holds: 0, header: undefined, why: '', blank: false, durableMark: 0,
+        fd, path, bytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: true, holds: 0, header: undefined, why: '', blank: false, durableMark: 0,
       };
       if (typeof header === 'string') {
         segment.why = header;
@@ -140,16 +161,26 @@ export class SegmentPool {
     this.live.push(segment);
   }
 
-  /** Gives a scanned segment that holds nothing needed to the pool. Files of another size are made anew. */
+  /** Gives a scanned segment that holds nothing needed to the pool, or removes its file. Throws IoError. */
   discard(segment: Segment): void {
-    if (this.reactor.io.stat(segment.fd).size === this.segmentBytes) {
-      this.free.push(segment);
-      return;
-    }
-    this.reactor.io.close(segment.fd);
-    const result = this.reactor.io.unlink(segment.path);
+    const result = this.reuse(segment);
     if (result < 0) throw new IoError(-result, 'remove journal segment', segment.path);
+  }
+
+  /**
+   * A segment that is not live any more becomes free, or, being of another size than the configured one or one too
+   * many, its file is removed. Returns 0 or −errno of the removal; the file is out of the pool in any case.
+   */
+  private reuse(segment: Segment): number {
+    const tooMany = this.totalBytes > this.maxSegments * this.segmentBytes && this.free.length >= LEAST_FREE;
+    if (segment.bytes === this.segmentBytes && !tooMany) {
+      this.free.push(segment);
+      return 0;
+    }
     this.total--;
+    this.totalBytes -= segment.bytes;
+    this.reactor.io.close(segment.fd);
+    return this.reactor.io.unlink(segment.path);
   }
 
   /** The live segment that holds `lsn`, or the one being written when lsn is its end. Undefined below and above. */
@@ -231,14 +262,16 @@ export class SegmentPool {
   /**
    * Frees the live segments that lie wholly below `lsn`, as far as nobody holds
    * them. Returns how many. Recovery from `lsn` has to find a segment: the one
-   * behind must be there for sure before this one may be used again.
+   * behind must be there for sure before this one may be used again. A file
+   * that cannot be removed is reported and left to the next start.
    */
   releaseBelow(lsn: number): number {
     let count = 0;
     while (this.live.length > 1 && this.live[0].endLsn <= lsn && this.live[0].holds === 0 && !this.live[0].dirty && this.live[1].headed) {
       const segment = this.live.shift()!;
       this.forget(segment);
-      this.free.push(segment);
+      const result = this.reuse(segment);
+      if (result < 0) this.onCreated(new IoError(-result, 'remove journal segment', segment.path).message);
       count++;
     }
     return count;
@@ -263,12 +296,6 @@ export class SegmentPool {
     if (result < 0) throw new IoError(-result, 'erase journal segment', segment.path);
   }
 
-  /** Forgets everything live (a rewind or a fresh start); the files become free. */
-  releaseAll(): void {
-    for (const segment of this.live) this.free.push(segment);
-    this.live.length = 0;
-  }
-
   /** Creates a segment now, blocking; for opening a group. */
   createNow(): void {
     const { io } = this.reactor;
@@ -289,12 +316,13 @@ export class SegmentPool {
       throw new IoError(-result, 'create journal segment', path);
     }
     this.total++;
-    this.free.push({ fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
+    this.totalBytes += this.segmentBytes;
+    this.free.push({ fd, path, bytes: this.segmentBytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
   }
 
   /** Starts creating a segment on a helper when few are free and the limit allows one more. */
   ensureSpare(spare: number): void {
-    if (this.creating || this.closed || this.free.length >= spare || this.total >= this.maxSegments) return;
+    if (this.creating || this.closed || this.free.length >= spare || !this.mayCreate) return;
     const { io } = this.reactor;
     let opened: { fd: number; path: string };
     try {
@@ -313,6 +341,7 @@ export class SegmentPool {
     }
     this.creating = true;
     this.total++;
+    this.totalBytes += this.segmentBytes;
     const table = new JobTable(4)
       .add(JobOp.zero, fd, 0, this.segmentBytes, 0)
       .add(JobOp.fdatasync, fd, 0, 0, 0)
@@ -322,6 +351,7 @@ export class SegmentPool {
       io.close(directory);
       if (result < 0 || this.closed) {
         this.total--;
+        this.totalBytes -= this.segmentBytes;
         io.close(fd);
         if (result < 0) {
           io.unlink(path);
@@ -329,7 +359,7 @@ export class SegmentPool {
         }
         return;
       }
-      this.free.push({ fd, path, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
+      this.free.push({ fd, path, bytes: this.segmentBytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
       this.onCreated(undefined);
     });
   }
@@ -341,6 +371,11 @@ export class SegmentPool {
     this.live.length = 0;
     this.free.length = 0;
     this.reactor.arena.release(this.scratch);
+  }
+
+  /** Files of other sizes count by their bytes; but a single old file may be larger than all that is configured now. */
+  private get mayCreate(): boolean {
+    return this.total < Math.min(LEAST_FILES, this.maxSegments) || this.totalBytes + this.segmentBytes <= this.maxSegments * this.segmentBytes;
   }
 
   private openNew(): { fd: number; path: string } {

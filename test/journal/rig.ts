@@ -39,7 +39,8 @@ export class JournalRig {
   readonly known: Known[] = [];
   private fill = 1;
 
-  constructor(seed: number, readonly maxSegments = 6, readonly segmentBytes = SEGMENT) {
+  /** `maxSegments` and `segmentBytes` may be changed between two starts, as by a configuration. */
+  constructor(seed: number, public maxSegments = 6, public segmentBytes = SEGMENT) {
     this.world = new World({ seed });
     this.node = this.world.node('n', { memory: MEMORY });
     this.node.disk.makeDirectories(DIRECTORY);
@@ -47,10 +48,14 @@ export class JournalRig {
 
   static created(seed: number, maxSegments?: number): JournalRig {
     const rig = new JournalRig(seed, maxSegments);
-    rig.boot();
-    rig.journal.create({ lsn: 0, chainHi: 0, chainLo: 0 }, EPOCH);
-    rig.reactor.io.fdatasync(rig.journal.pool.current.fd);
+    rig.create();
     return rig;
+  }
+
+  create(): void {
+    this.boot();
+    this.journal.create({ lsn: 0, chainHi: 0, chainLo: 0 }, EPOCH);
+    this.reactor.io.fdatasync(this.journal.pool.current.fd);
   }
 
   private boot(): void {

@@ -80,7 +80,7 @@ export class SimHost {
   checkpointsSeen = 0;
   layerBlocksSeen = 0;
 
-  constructor(readonly world: World, readonly name: string, readonly sizes: Sizes = SMALL, readonly peering: Peering = ALONE, memoryIndex = 0) {
+  constructor(readonly world: World, readonly name: string, public sizes: Sizes = SMALL, readonly peering: Peering = ALONE, memoryIndex = 0) {
     memories[memoryIndex] ??= new ArrayBuffer(ARENA_BYTES);
     this.node = world.node(name, { memory: memories[memoryIndex] });
     this.node.onCrash = (kind) => this.crashed(kind);

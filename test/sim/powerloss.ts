@@ -26,12 +26,14 @@ export interface RunResult {
   readonly answers: ReadonlyMap<number, number>;
 }
 
+function drawSegments(random: Random): { segmentBytes: number; segments: number } {
+  return { segmentBytes: random.pick([256 * KIB, 256 * KIB, 512 * KIB, MIB]), segments: random.between(4, 8) };
+}
+
 function drawSizes(random: Random): Sizes {
-  const segmentBytes = random.pick([256 * KIB, 256 * KIB, 512 * KIB, MIB]);
   return {
     ...SMALL,
-    segmentBytes,
-    segments: random.between(4, 8),
+    ...drawSegments(random),
     syncBytes: random.pick([32 * KIB, 256 * KIB, 4 * MIB]),
     syncMs: random.pick([1, 5, 50]),
     checkpointBytes: random.pick([128 * KIB, 512 * KIB, 4 * MIB]),
@@ -60,6 +62,8 @@ function drawFaults(random: Random): FaultRates {
 export class PowerLossRun {
   private readonly world: World;
   private readonly random: Random;
+  /** Decides about changes of the configuration between two starts. */
+  private readonly operator: Random;
   readonly host: SimHost;
   private readonly workload: Workload;
   private powerLosses = 0;
@@ -70,6 +74,7 @@ export class PowerLossRun {
   constructor(readonly seed: number) {
     this.world = new World({ seed });
     this.random = this.world.random.fork(100);
+    this.operator = this.world.random.fork(102);
     this.host = new SimHost(this.world, 'node', drawSizes(this.random));
     this.workload = new Workload(this.host, this.random.fork(101), {
       ...MIXED, maxInFlight: this.random.pick([1, 4, 16, 48]), operations: this.random.pick([0.03, 0.12, 0.4]),
@@ -121,6 +126,7 @@ export class PowerLossRun {
   private startThroughCrashes(): boolean {
     const { host, random } = this;
     for (let attempt = 0; attempt < 6; attempt++) {
+      if (this.operator.chance(0.25)) host.sizes = { ...host.sizes, ...drawSegments(this.operator) };
       if (attempt > 2) this.setFaults({ ...NO_FAULTS });
       host.node.fuseKind = random.chance(0.7) ? 'power' : 'kill';
       host.node.disk.faults.fuse = random.chance(0.3) ? random.between(1, 40) : 0;
