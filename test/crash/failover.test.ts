@@ -32,7 +32,7 @@ async function isFenced(t: Test, pair: Pair): Promise<void> {
   const old = pair.primary;
   await waitFor('the old primary is fenced', async () => (await old.group(GROUP)).role === 'fenced');
   const group = await old.group(GROUP);
-  t.match(group.roleReason, /beta stands in epoch \d+ \(primary: beta\), this node in epoch \d+: it serves nothing/);
+  t.match(group.roleReason, /node beta took over as primary in epoch \d+ \(told by beta\).*it serves nothing/);
   t.match((await old.lockstep('status')).stdout, /fenced/);
   await t.rejects(openDevice(old, 'v1'), NbdConnectionError);
   await t.rejects(old.control.snapshot(GROUP, { source: 'v1', name: 'late' }), { code: 'role/not-primary' });

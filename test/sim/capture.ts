@@ -8,7 +8,7 @@
  */
 import { BATCH_HEADER_BYTES, BATCH_MAGIC, batch, entry, RecordKind } from '../../src/journal/format.js';
 import { JobOp } from '../../src/io/io.js';
-import { decodeSlot } from '../../src/store/slot.js';
+import { decodeSlot, SLOT_HEADER_BYTES } from '../../src/store/slot.js';
 import type { OpenFile } from './files.js';
 import type { SimIo } from './io.js';
 import { BLOCK, markerRecord } from './model.js';
@@ -54,9 +54,11 @@ export function capture(io: SimIo, hooks: CaptureHooks): void {
     return result;
   };
 
+  /** What was written so far of each slot. */
+  const slots = new Map<string, Uint8Array>();
   const runRow = insides.runRow.bind(io);
   insides.runRow = (op, fd, buffer, length, pos, part) => {
-    if (op === JobOp.pwrite) look(insides, hooks, fd, buffer, length, pos);
+    if (op === JobOp.pwrite) look(insides, hooks, slots, fd, buffer, length, pos);
     const journal = (op === JobOp.fdatasync || op === JobOp.fsync) && isJournal(fd);
     const result = runRow(op, fd, buffer, length, pos, part);
     if (journal && result < 0) hooks.journalSyncFailed();
@@ -64,7 +66,7 @@ export function capture(io: SimIo, hooks: CaptureHooks): void {
   };
 }
 
-function look(insides: Insides, hooks: CaptureHooks, fd: number, buffer: number, length: number, pos: number): void {
+function look(insides: Insides, hooks: CaptureHooks, slots: Map<string, Uint8Array>, fd: number, buffer: number, length: number, pos: number): void {
   const path = insides.fileOf(fd)?.path ?? '';
   const layer = /\/layers\/device-(\d+)-/.exec(path);
   if (layer !== null) {
@@ -72,7 +74,12 @@ function look(insides: Insides, hooks: CaptureHooks, fd: number, buffer: number,
       hooks.layerWrite(Number(layer[1]), (pos + done) / BLOCK, insides.bytes.subarray(buffer + done, buffer + done + BLOCK));
     }
   } else if (/\/checkpoint-[01]$/.test(path)) {
-    const slot = decodeSlot(insides.bytes.slice(buffer, buffer + length));
+    // A slot is written in pieces, in order.
+    const piece = insides.bytes.slice(buffer, buffer + length);
+    const bytes = pos === 0 ? piece : Buffer.concat([slots.get(path)!.subarray(0, pos), piece]);
+    slots.set(path, bytes);
+    if (SLOT_HEADER_BYTES + new DataView(bytes.buffer, bytes.byteOffset).getUint32(16, true) > bytes.length) return;
+    const slot = decodeSlot(bytes);
     if (typeof slot === 'string') throw new Error(`a checkpoint slot is being written that cannot be read: ${slot}`);
     hooks.slotWrite(slot.body.at.lsn, slot.body.lowWater.lsn);
   }
