@@ -160,7 +160,7 @@ void withRig('fio verifies random writes of mixed sizes, two jobs at once', {}, 
     'fio', '--name=w', '--ioengine=nbd', `--uri=nbd+unix:///v?socket=${rig.path}`, '--rw=randwrite', '--bssplit=512/20:4k/50:64k/20:256k/10',
     '--iodepth=32', '--size=16m', '--verify=crc32c', '--verify_fatal=1', '--verify_state_save=0', '--randseed=7', '--output-format=json',
     '--name=x', '--ioengine=nbd', `--uri=nbd+unix:///v?socket=${rig.path}`, '--offset=16m', '--rw=randwrite', '--bs=4k', '--fsync=16',
-    '--iodepth=16', '--size=16m', '--verify=sha1', '--verify_fatal=1', '--randseed=8',
+    '--iodepth=16', '--size=16m', '--verify=sha1', '--verify_fatal=1', '--verify_state_save=0', '--randseed=8',
   );
   t.equal(result.code, 0, result.stderr);
   const { jobs } = JSON.parse(result.stdout.slice(result.stdout.indexOf('{'))) as { jobs: { error: number; read: { io_bytes: number } }[] };
