@@ -146,6 +146,7 @@ export class Content {
       content.store.restore(body.devices);
       core.restore(body.group as CoreState);
       content.replay(body.at, body.lowWater, until);
+      content.checkpointer.foundFiles(MapFile.numbers(io, directory), found.older?.body.mapFile);
       content.recovered = { ...content.recovered, damagedSlot: found.damaged, staleFiles: content.store.layers.reconcile() };
     } catch (error) {
       content.close();

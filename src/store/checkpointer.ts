@@ -13,12 +13,23 @@
  *   6. fdatasync    of the slot: THE COMMIT POINT. From here recovery starts at this checkpoint
  *   7. release      journal below the low-water mark and, after a compaction, the old map file
  *
+ * When 5 or 6 fails, nobody knows which of both is on the disk. The checkpoint
+ * counts as not made: nothing is released, and the next attempt writes the same
+ * slot. But the slot that failed may be what recovery finds, so all that it
+ * names stays until a later commit has replaced it:
+ *   - nodes appended for it: the next attempt appends behind them
+ *   - the file of a compaction: kept, its number is not used again, and no other compaction begins meanwhile
+ * Recovery writes both slots back and reads them from the disk itself (slot.ts).
+ * A newer slot that is whole there is a checkpoint like any other; one that is
+ * not will never be, so what follows the older one's nodes may be overwritten and
+ * map files that neither names are removed.
+ *
  * The layers' data need no step of their own: the low-water mark is the end of
  * the last destage round, which was durable before it was captured.
  */
 
 import { assert } from '../base/assert.js';
-import { CorruptionError, IoError } from '../base/errors.js';
+import { CorruptionError, Errno, IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable, O, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -88,6 +99,12 @@ export class Checkpointer {
   private released = false;
   /** Map files by BlockMap's file bit; the one not in use is undefined. */
   private readonly files: (MapFile | undefined)[] = [undefined, undefined];
+  /** Highest number that a map file has had. */
+  private lastNumber: number;
+  /** Numbers of map files that a slot may still name; they go after the next commit. */
+  private leftovers: number[] = [];
+  /** A slot whose writing failed may be durable, and no commit has replaced it yet. */
+  private doubtful = false;
   /** Length of the map file right after the last compaction: an estimate of what is live. */
   private liveBytes: number;
 
@@ -118,11 +135,21 @@ export class Checkpointer {
   ) {
     this.target = file;
     this.files[0] = file;
+    this.lastNumber = file.number;
     this.liveBytes = file.length;
     this.committedAt = committedAt;
     this.lowWater = lowWater;
     this.buffer = reactor.arena.alloc(options.bufferBytes);
     assert(this.buffer >= 0, 'no arena room for checkpoints');
+  }
+
+  /** At opening: numbers of all map files there are. Removes those that neither slot names; `older`: the one that the older slot names. */
+  foundFiles(numbers: readonly number[], older: number | undefined): void {
+    const { number } = this.file(this.store.map.currentFile);
+    this.lastNumber = Math.max(number, ...numbers);
+    this.leftovers = numbers.filter((other) => other !== number && other !== older);
+    this.removeLeftovers();
+    if (older !== undefined && older !== number) this.leftovers.push(older);
   }
 
   /** The map file of BlockMap's file bit 0 or 1. */
@@ -160,15 +187,16 @@ export class Checkpointer {
       this.roots.push(this.store.map.share(device.root));
     }
     const current = this.file(this.store.map.currentFile);
-    const rewrite = current.length > 2 * this.liveBytes + this.options.compactSlackBytes;
+    const rewrite = !this.doubtful && current.length > 2 * this.liveBytes + this.options.compactSlackBytes;
     try {
-      this.target = rewrite ? MapFile.create(this.reactor, this.options.directory, current.number + 1, this.options.groupId) : current;
+      this.target = rewrite ? MapFile.create(this.reactor, this.options.directory, this.lastNumber + 1, this.options.groupId) : current;
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
       this.fail(error.message);
       return true;
     }
     if (rewrite) this.files[1 - this.store.map.currentFile] = this.target;
+    this.lastNumber = Math.max(this.lastNumber, this.target.number);
     this.writer = new MapWriter(this.store.map, this.roots, { rewrite });
     this.state = 'writing';
     this.pump();
@@ -276,6 +304,7 @@ export class Checkpointer {
     const capture = this.capture!;
     this.sequence++;
     this.commits++;
+    this.doubtful = false;
     const rewriting = this.rewriting;
     this.writer!.commit();
     if (rewriting) {
@@ -285,8 +314,9 @@ export class Checkpointer {
       assert(this.files[map.currentFile] === this.target, 'the compaction flips the map file');
       this.liveBytes = this.target.length - FIRST_NODE_POSITION;
       old.close();
-      this.reactor.io.unlink(old.path);
+      this.leftovers.push(old.number);
     }
+    this.removeLeftovers();
     this.committedAt = capture.at;
     this.lowWater = capture.lowWater;
     this.state = 'idle';
@@ -312,10 +342,12 @@ export class Checkpointer {
 
   /**
    * Gives this checkpoint up. What was written of it counts as not written,
-   * whatever a later fsync says: the next attempt appends all of it again.
+   * whatever a later fsync says: the next attempt appends all of it again. But
+   * its slot may be durable, and then all that it names has to be there.
    */
   private fail(message: string): void {
     this.lastError = message;
+    if (this.state === 'committing') this.doubtful = true;
     this.writer?.abort();
     this.writer = undefined;
     const other = 1 - this.store.map.currentFile;
@@ -323,12 +355,21 @@ export class Checkpointer {
     if (abandoned !== undefined) {
       this.files[other] = undefined;
       abandoned.close();
-      this.reactor.io.unlink(abandoned.path);
+      this.leftovers.push(abandoned.number);
+      if (this.state !== 'committing') this.removeLeftovers();
     }
     this.dropRoots();
     this.state = 'retrying';
     this.reactor.after(this.options.retryUs, () => {
       if (this.state === 'retrying') this.state = 'idle';
+    });
+  }
+
+  /** Removes map files that no slot names. One that cannot be removed is tried again after the next commit. */
+  private removeLeftovers(): void {
+    this.leftovers = this.leftovers.filter((number) => {
+      const result = this.reactor.io.unlink(MapFile.pathOf(this.options.directory, number));
+      return result < 0 && -result !== Errno.ENOENT;
     });
   }
 

@@ -7,8 +7,8 @@
  *     block 0   header: u32 magic, u32 CRC32C of [8, 48), u64 number, 16B group id, zero
  *     then      node records, 8-byte aligned (mapcodec.ts)
  *
- * Compaction writes the live nodes to a file with the next number; the
- * checkpoint that names it is what makes it the map file.
+ * Compaction writes the live nodes to a file with the next number, never one
+ * that a slot may name; the checkpoint that names it is what makes it the map file.
  */
 
 import { assert } from '../base/assert.js';
@@ -17,10 +17,12 @@ import { crc32c } from '../base/crc32c.js';
 import { alignUp, BLOCK_BYTES } from '../base/units.js';
 import { getU64, putHex, putU64, toHex } from '../base/words.js';
 import { JobOp, JobTable, O, Queue } from '../io/io.js';
+import type { Io } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import { NODE_BYTES_MAX } from './mapcodec.js';
 
 const MAGIC = 0x4d534b4c; // "LKSM"
+const NAME = /^map-(\d{6,})$/;
 /** First position of a node: a position is never 0. */
 export const FIRST_NODE_POSITION = BLOCK_BYTES;
 /** What one read of a node fetches: no encoded node is longer. */
@@ -43,7 +45,12 @@ export class MapFile {
     return `${directory}/map-${String(number).padStart(6, '0')}`;
   }
 
-  /** Throws IoError. Replaces a left-over of a compaction that no checkpoint named. */
+  /** Numbers of the map files in `directory`. Throws IoError. */
+  static numbers(io: Io, directory: string): number[] {
+    return io.list(directory).map((name) => Number(NAME.exec(name)?.[1] ?? -1)).filter((number) => number >= 0);
+  }
+
+  /** Throws IoError. */
   static create(reactor: Reactor, directory: string, number: number, groupId: string): MapFile {
     const { io, arena } = reactor;
     const path = MapFile.pathOf(directory, number);

@@ -100,8 +100,10 @@ export function createSlots(io: Io, directory: string): void {
  * The newest slot that is whole. Throws CorruptionError when neither is, unless
  * both are empty (a group whose creation was cut off): then undefined. A damaged
  * slot beside a whole one is normal after power loss; `damaged` says what it was.
+ * A slot whose writing was reported failed and that is whole on the disk all the
+ * same is the newest one: all that it names was durable before it was written.
  */
-export function findSlot(io: Io, directory: string): { slot: FoundSlot; damaged: string | undefined } | undefined {
+export function findSlot(io: Io, directory: string): { slot: FoundSlot; older: FoundSlot | undefined; damaged: string | undefined } | undefined {
   const found: FoundSlot[] = [];
   const damage: string[] = [];
   let empty = 0;
@@ -130,5 +132,5 @@ export function findSlot(io: Io, directory: string): { slot: FoundSlot; damaged:
   if (empty === 2) return undefined;
   if (found.length === 0) throw new CorruptionError(`${directory}/checkpoint-*`, 0, `no checkpoint is readable (${damage.join('; ')})`);
   found.sort((a, b) => b.sequence - a.sequence);
-  return { slot: found[0], damaged: damage[0] };
+  return { slot: found[0], older: found.at(1), damaged: damage[0] };
 }
