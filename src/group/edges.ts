@@ -14,11 +14,12 @@
 
 import { BLOCK_BYTES } from '../base/units.js';
 import type { Arena } from '../io/arena.js';
-import type { BlockReader } from '../store/read.js';
 import { WOULD_WAIT } from '../store/read.js';
 import type { StoredDevice } from '../store/store.js';
+import type { Content } from './content.js';
 
-const ENOMEM = 12;
+/** `complete` found no memory: what holds it is the batch under construction, so append that and try again. */
+export const NO_ROOM = 2;
 
 /** A request's two edges. Buffers are arena blocks of the completed content, or −1 where that side is aligned. */
 export interface Edges {
@@ -32,12 +33,13 @@ export function hasEdges(offset: number, length: number): boolean {
 }
 
 export class EdgeCompleter {
-  constructor(private readonly arena: Arena, private readonly reader: BlockReader) {}
+  constructor(private readonly arena: Arena, private readonly content: Pick<Content, 'reader' | 'store' | 'sink' | 'spareBlocks'>) {}
 
   /**
    * Fills `edges` with the blocks at both ends, completed with the request's
    * bytes (`buffer`, or zeros when it is −1). A request within one block has a
-   * head only. Returns 0, −errno, or WOULD_WAIT (then nothing is allocated).
+   * head only. Returns 0, −errno, WOULD_WAIT
+   * or NO_ROOM (in these cases nothing is allocated).
    */
   complete(device: StoredDevice, offset: number, length: number, buffer: number, edges: Edges): number {
     edges.head = -1;
@@ -48,12 +50,18 @@ export class EdgeCompleter {
     const oneBlock = headBlock === tailBlock || (tailBlock === end && headBlock === end - BLOCK_BYTES);
     if (offset !== headBlock || oneBlock) {
       const result = this.merge(device, headBlock, offset, Math.min(end, headBlock + BLOCK_BYTES), buffer, offset);
-      if (result < 0 || result === WOULD_WAIT) return result;
+      if (failed(result)) return result;
       edges.head = result;
     }
     if (end !== tailBlock && !oneBlock) {
-      const result = this.merge(device, tailBlock, tailBlock, end, buffer, offset);
-      if (result < 0 || result === WOULD_WAIT) {
+      let result: number;
+      try {
+        result = this.merge(device, tailBlock, tailBlock, end, buffer, offset);
+      } catch (error) {
+        this.release(edges);
+        throw error;
+      }
+      if (failed(result)) {
         this.release(edges);
         return result;
       }
@@ -62,26 +70,17 @@ export class EdgeCompleter {
     return 0;
   }
 
-  /** Fetches both edge blocks into the page cache on a helper. */
+  /** Fetches both edge blocks into the page cache on a helper: `done` gets 0 or −errno. */
   fetch(device: StoredDevice, offset: number, length: number, done: (result: number) => void): void {
-    const at = this.arena.alloc(2 * BLOCK_BYTES);
-    if (at < 0) {
-      done(-ENOMEM);
-      return;
-    }
+    const { reader, store, sink } = this.content;
     const end = offset + length;
     const headBlock = offset - (offset % BLOCK_BYTES);
     const tailBlock = end - 1 - ((end - 1) % BLOCK_BYTES);
-    this.reader.read(device, headBlock, BLOCK_BYTES, at, (result) => {
-      if (result < 0 || tailBlock === headBlock) {
-        this.arena.release(at);
-        done(result);
-        return;
-      }
-      this.reader.read(device, tailBlock, BLOCK_BYTES, at + BLOCK_BYTES, (second) => {
-        this.arena.release(at);
-        done(second);
-      });
+    reader.read(device, headBlock, BLOCK_BYTES, sink, (result) => {
+      // The device may be gone or shorter by now: whoever tries the request again finds out.
+      const now = store.find(device.id);
+      if (result < 0 || tailBlock === headBlock || now === undefined || end > now.sizeBytes) done(result);
+      else reader.read(now, tailBlock, BLOCK_BYTES, sink, done);
     });
   }
 
@@ -92,11 +91,17 @@ export class EdgeCompleter {
     edges.tail = -1;
   }
 
-  /** A new arena block holding device block `block` with [from, to) replaced. Returns its offset, −errno or WOULD_WAIT. */
+  /** A new arena block holding device block `block` with [from, to) replaced. Returns its offset, −errno, WOULD_WAIT or NO_ROOM. */
   private merge(device: StoredDevice, block: number, from: number, to: number, buffer: number, bufferOffset: number): number {
-    const at = this.arena.alloc(BLOCK_BYTES);
-    if (at < 0) return -ENOMEM;
-    const result = this.reader.tryRead(device, block, BLOCK_BYTES, at);
+    const at = this.block();
+    if (at < 0) return NO_ROOM;
+    let result: number;
+    try {
+      result = this.content.reader.tryRead(device, block, BLOCK_BYTES, at);
+    } catch (error) {
+      this.arena.release(at);
+      throw error;
+    }
     if (result !== 0) {
       this.arena.release(at);
       return result;
@@ -106,4 +111,22 @@ export class EdgeCompleter {
     else this.arena.u8.copyWithin(target, buffer + from - bufferOffset, buffer + to - bufferOffset);
     return at;
   }
+
+  /** A block with one reference that `release` frees, or −1. The spare ones are free whenever no batch is under construction. */
+  private block(): number {
+    const { arena } = this;
+    const at = arena.alloc(BLOCK_BYTES);
+    if (at >= 0) return at;
+    for (const spare of this.content.spareBlocks) {
+      if (arena.referencesOf(spare) > 1) continue;
+      arena.retain(spare);
+      return spare;
+    }
+    return -1;
+  }
+}
+
+/** Offsets of the arena are above both codes. */
+function failed(result: number): boolean {
+  return result < 0 || result === WOULD_WAIT || result === NO_ROOM;
 }

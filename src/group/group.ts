@@ -288,7 +288,7 @@ export class Group implements ReplicatedGroup {
     const kind = requests.kind[slot];
     if (kind === RequestKind.read || kind === RequestKind.cache) {
       if (this.opened === undefined || !this.serving) requests.complete(slot, Errno.ESHUTDOWN);
-      else this.guarded(() => readRequest(this.reactor.arena, this.content, requests, slot));
+      else this.guarded(() => readRequest(this.content, requests, slot));
       return;
     }
     if (this.role !== 'primary') {

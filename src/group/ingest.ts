@@ -10,6 +10,7 @@
  *     FLUSH                answered when everything acknowledged before it is durable
  */
 
+import { assert } from '../base/assert.js';
 import { CorruptionError, Errno, IoError } from '../base/errors.js';
 import { alignUp, BLOCK_BYTES } from '../base/units.js';
 import type { Reactor } from '../io/reactor.js';
@@ -17,13 +18,16 @@ import { entry, MAX_BATCH_RECORDS } from '../journal/format.js';
 import { WOULD_WAIT } from '../store/read.js';
 import type { StoredDevice } from '../store/store.js';
 import type { Content } from './content.js';
-import { EdgeCompleter, hasEdges } from './edges.js';
+import { EdgeCompleter, hasEdges, NO_ROOM } from './edges.js';
 import type { Edges } from './edges.js';
 import { RequestFlag, RequestKind } from './requests.js';
 import type { RequestTable } from './requests.js';
 
-/** Slots whose LSN must become durable, in LSN order. */
-class DurableQueue {
+/** Requests whose edge blocks are fetched from a disk at the same time; more would only crowd out reads. */
+const FETCHES_AT_ONCE = 64;
+
+/** Slots in the order they came, each with a number: an LSN that must become durable, or how far it has come. */
+class SlotQueue {
   private head = -1;
   private tail = -1;
   length = 0;
@@ -65,20 +69,23 @@ export class Ingest {
   private batchSlotCount = 0;
   /** Arena blocks of completed edges, released after the append. */
   private readonly batchBuffers: number[] = [];
-  private readonly waiting: DurableQueue;
+  private readonly waiting: SlotQueue;
   /** Requests that wait for journal room, oldest first; in place of an LSN how far they have come. */
-  private readonly stalled: DurableQueue;
+  private readonly stalled: SlotQueue;
   private readonly edges: EdgeCompleter;
   private readonly edgePair: Edges = { head: -1, tail: -1 };
   private edgeWaits = 0;
+  /** Requests that wait for their turn to have their edge blocks fetched. */
+  private readonly fetches: SlotQueue;
   /** How often waiting requests of a device were cancelled. */
   private readonly cuts = new Map<number, number>();
   private stopped = 0;
 
   constructor(private readonly reactor: Reactor, private readonly host: IngestHost, private readonly requests: RequestTable) {
-    this.waiting = new DurableQueue(requests);
-    this.stalled = new DurableQueue(requests);
-    this.edges = new EdgeCompleter(reactor.arena, host.content.reader);
+    this.waiting = new SlotQueue(requests);
+    this.stalled = new SlotQueue(requests);
+    this.fetches = new SlotQueue(requests);
+    this.edges = new EdgeCompleter(reactor.arena, host.content);
   }
 
   /** Requests that wait for room in the journal. */
@@ -88,7 +95,7 @@ export class Ingest {
 
   /** Requests that are not answered yet, reads not counted. */
   get outstanding(): number {
-    return this.batchSlotCount + this.waiting.length + this.stalled.length + this.edgeWaits;
+    return this.batchSlotCount + this.waiting.length + this.stalled.length + this.edgeWaits + this.fetches.length;
   }
 
   /** Takes a write, zero or flush. */
@@ -208,16 +215,20 @@ export class Ingest {
       return;
     }
     const pair = this.edgePair;
-    const result = this.edges.complete(device, offset, length, buffer, pair);
+    let result = this.edges.complete(device, offset, length, buffer, pair);
+    if (result === NO_ROOM) {
+      // The append gives back what edges of this batch hold, the spare blocks among it.
+      this.flushBatch();
+      if (this.stopped !== 0) {
+        requests.complete(slot, this.stopped);
+        return;
+      }
+      result = this.edges.complete(device, offset, length, buffer, pair);
+      assert(result !== NO_ROOM, 'the spare edge blocks are held outside of a batch');
+    }
     if (result === WOULD_WAIT) {
-      this.edgeWaits++;
-      const cuts = this.cuts.get(device.id);
-      this.edges.fetch(device, offset, length, (fetched) => {
-        this.edgeWaits--;
-        if (fetched < 0) requests.complete(slot, -fetched);
-        else if (cuts !== this.cuts.get(device.id)) requests.complete(slot, Errno.ESHUTDOWN);
-        else this.submit(slot);
-      });
+      if (this.edgeWaits < FETCHES_AT_ONCE) this.fetch(slot, device);
+      else this.fetches.push(slot, 0);
       return;
     }
     if (result < 0) {
@@ -240,6 +251,21 @@ export class Ingest {
     if (pair.tail >= 0) this.addEdge(device.id, last, pair.tail);
     if (last > first) this.whole(slot, device.id, 1);
     else this.batchSlots[this.batchSlotCount++] = slot;
+  }
+
+  /** Has the edge blocks fetched, then tries the request again. */
+  private fetch(slot: number, device: StoredDevice): void {
+    const { requests } = this;
+    const cuts = this.cuts.get(device.id);
+    this.edgeWaits++;
+    this.edges.fetch(device, requests.offset[slot], requests.length[slot], (fetched) => {
+      this.edgeWaits--;
+      if (fetched < 0) requests.complete(slot, -fetched);
+      else if (cuts !== this.cuts.get(device.id)) requests.complete(slot, Errno.ESHUTDOWN);
+      else this.submit(slot);
+      // Whatever becomes of the next one, it leaves the queue; it comes back only when all turns are taken again.
+      while (this.fetches.length > 0 && this.edgeWaits < FETCHES_AT_ONCE) this.submit(this.fetches.shift(Infinity));
+    });
   }
 
   private addEdge(device: number, offset: number, buffer: number): void {
@@ -337,10 +363,12 @@ export class Ingest {
    */
   cancel(device: number): void {
     this.cuts.set(device, (this.cuts.get(device) ?? 0) + 1);
-    for (let left = this.stalled.length; left > 0; left--) {
-      const slot = this.stalled.shift(Infinity);
-      if (this.requests.device[slot] === device) this.requests.complete(slot, Errno.ESHUTDOWN);
-      else this.stalled.push(slot, this.requests.serviceWord[slot]);
+    for (const queue of [this.stalled, this.fetches]) {
+      for (let left = queue.length; left > 0; left--) {
+        const slot = queue.shift(Infinity);
+        if (this.requests.device[slot] === device) this.requests.complete(slot, Errno.ESHUTDOWN);
+        else queue.push(slot, this.requests.serviceWord[slot]);
+      }
     }
   }
 
@@ -352,7 +380,7 @@ export class Ingest {
     this.releaseEdges();
     for (let i = 0; i < this.batchSlotCount; i++) this.requests.complete(this.batchSlots[i], errno);
     this.batchSlotCount = 0;
-    for (const queue of [this.waiting, this.stalled]) {
+    for (const queue of [this.waiting, this.stalled, this.fetches]) {
       for (let slot = queue.shift(Infinity); slot >= 0; slot = queue.shift(Infinity)) this.requests.complete(slot, errno);
     }
   }

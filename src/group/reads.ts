@@ -6,17 +6,13 @@
  */
 
 import { Errno } from '../base/errors.js';
-import { BLOCK_BYTES, MIB } from '../base/units.js';
-import type { Arena } from '../io/arena.js';
-import type { BlockReader } from '../store/read.js';
 import { WOULD_WAIT } from '../store/read.js';
-import type { StoredDevice } from '../store/store.js';
 import type { Content } from './content.js';
 import { RequestKind } from './requests.js';
 import type { RequestTable } from './requests.js';
 
 /** Answers the slot, now if everything is in memory. */
-export function readRequest(arena: Arena, content: Content, requests: RequestTable, slot: number): void {
+export function readRequest(content: Content, requests: RequestTable, slot: number): void {
   const device = content.store.find(requests.device[slot]);
   const offset = requests.offset[slot];
   const length = requests.length[slot];
@@ -31,7 +27,7 @@ export function readRequest(arena: Arena, content: Content, requests: RequestTab
   }
   const { reader } = content;
   if (requests.kind[slot] === RequestKind.cache) {
-    cacheRange(arena, reader, device, offset, length, (errno) => requests.complete(slot, errno));
+    content.caching.add(device.id, offset, length, (errno) => requests.complete(slot, errno));
     return;
   }
   let result: number;
@@ -44,29 +40,4 @@ export function readRequest(arena: Arena, content: Content, requests: RequestTab
   }
   if (result === WOULD_WAIT) reader.read(device, offset, length, requests.buffer[slot], (late) => requests.complete(slot, -late));
   else requests.complete(slot, -result);
-}
-
-/**
- * Brings a range into the page cache, piece by piece, through a scratch buffer
- * of the caller's. `done` gets an errno.
- */
-function cacheRange(arena: Arena, reader: BlockReader, device: StoredDevice, offset: number, length: number, done: (errno: number) => void): void {
-  const piece = Math.min(length, MIB);
-  const buffer = arena.alloc(Math.max(BLOCK_BYTES, piece));
-  if (buffer < 0) {
-    done(Errno.ENOMEM);
-    return;
-  }
-  let at = 0;
-  const step = (result: number): void => {
-    if (result < 0 || at >= length) {
-      arena.release(buffer);
-      done(-result);
-      return;
-    }
-    const bytes = Math.min(piece, length - at);
-    at += bytes;
-    reader.read(device, offset + at - bytes, bytes, buffer, step);
-  };
-  step(0);
 }

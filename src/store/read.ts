@@ -102,7 +102,7 @@ export class BlockReader {
       }
       if (missed !== 0) {
         this.dropHolds();
-        this.loadNode(missed, (result) => {
+        this.fetchNode(missed, (result) => {
           if (result < 0) finish(result);
           else attempt();
         });
@@ -133,8 +133,18 @@ export class BlockReader {
   /** Damage was found on the disk: the group has to stop. */
   onProblem: (error: CorruptionError | IoError) => void = () => undefined;
 
-  /** Brings a map node into memory; `done` gets 0 or −errno. */
+  /** Brings a map node into memory, counted as a read in flight; `done` gets 0 or −errno. */
   loadNode(handle: number, done: (result: number) => void): void {
+    const { generation } = this;
+    this.inFlight[generation]++;
+    this.fetchNode(handle, (result) => {
+      this.inFlight[generation]--;
+      done(result);
+      if (generation !== this.generation) this.callWaiters();
+    });
+  }
+
+  private fetchNode(handle: number, done: (result: number) => void): void {
     const { map } = this.store;
     const ref = map.diskRefOf(handle);
     const file = this.mapFile(fileOfRef(ref));
