@@ -12,7 +12,9 @@
  *     layers/device-*     store/layers.ts
  */
 
+import { assert } from '../base/assert.js';
 import { CorruptionError } from '../base/errors.js';
+import { BLOCK_BYTES, KIB } from '../base/units.js';
 import { mkdirs, must } from '../io/file.js';
 import { O } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -25,6 +27,7 @@ import { Destager } from '../store/destager.js';
 import type { DestagerOptions } from '../store/destager.js';
 import { longestFileBytes } from '../store/layers.js';
 import { MapFile } from '../store/mapfile.js';
+import { NodeReads } from '../store/nodereads.js';
 import { BlockReader } from '../store/read.js';
 import { createSlots, encodeSlot, findSlot, slotPath } from '../store/slot.js';
 import { Store } from '../store/store.js';
@@ -32,6 +35,7 @@ import { DEFAULT_WALKER, Walker } from '../store/walker.js';
 import type { WalkerOptions } from '../store/walker.js';
 import { Core } from './core.js';
 import type { CoreState } from './core.js';
+import { CacheReads } from './caching.js';
 
 export interface ContentOptions {
   readonly node: string;
@@ -53,6 +57,8 @@ const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
 /** Nodes of dropped trees taken apart per tick. */
 const RECLAIM_PER_TICK = 64;
 const EVICT_STEPS_PER_TICK = 256;
+/** What is read only to have it in the page cache goes here, piece by piece. */
+const SINK_BYTES = 256 * KIB;
 
 export interface Recovered {
   readonly batches: number;
@@ -70,6 +76,11 @@ export class Content {
   readonly destager: Destager;
   readonly checkpointer: Checkpointer;
   readonly walker: Walker;
+  readonly caching: CacheReads;
+  /** SINK_BYTES of arena that anything may be read into and nothing is read from. */
+  readonly sink: number;
+  /** Two blocks for the edges of one request, so that it needs no other memory. */
+  readonly spareBlocks: readonly [number, number];
   /** No device may be longer than this. */
   readonly longestFileBytes: number;
   recovered: Recovered = { batches: 0, tornAt: 0, damagedSlot: undefined, staleFiles: [] };
@@ -81,15 +92,20 @@ export class Content {
   private lastCheckpointUs: number;
   private checkpointWanted = false;
   private closing = false;
+  private released = false;
 
-  private constructor(private readonly reactor: Reactor, readonly options: ContentOptions, file: MapFile, sequence: number, at: Position, lowWater: Position, core: Core) {
+  private constructor(private readonly reactor: Reactor, readonly options: ContentOptions, private readonly nodeReads: NodeReads, file: MapFile, sequence: number, at: Position, lowWater: Position, core: Core) {
     this.core = core;
     this.store = core.store;
+    this.sink = reactor.arena.alloc(SINK_BYTES);
+    this.spareBlocks = [reactor.arena.alloc(BLOCK_BYTES), reactor.arena.alloc(BLOCK_BYTES)];
+    assert(this.sink >= 0 && this.spareBlocks[1] >= 0, 'no arena room for a group');
     this.journal = new Journal(reactor, { ...options.journal, directory: `${options.directory}/journal`, groupId: options.groupId });
     this.destaged = lowWater;
     this.longestFileBytes = longestFileBytes(reactor.io, `${options.directory}/layers`);
     this.lastCheckpointUs = reactor.nowUs;
     this.reader = new BlockReader(reactor, this.store, this.journal.pool, (bit) => this.checkpointer.file(bit));
+    this.caching = new CacheReads(this.store, this.reader, this.sink, SINK_BYTES);
     this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, options.destager, lowWater);
     this.checkpointer = new Checkpointer(reactor, this.store, { ...options.checkpointer, directory: options.directory, groupId: options.groupId }, file, sequence, at, lowWater);
     this.walker = new Walker(reactor, this.store, this.reader, this.checkpointer, { ...DEFAULT_WALKER, ...options.walker }, () => this.destager.jobsInFlight);
@@ -110,9 +126,10 @@ export class Content {
     const { directory } = options;
     for (const name of ['journal', 'layers']) mkdirs(io, `${directory}/${name}`);
     removeLeftovers(reactor, directory);
-    const file = MapFile.create(reactor, directory, 1, options.groupId);
+    const nodeReads = new NodeReads(reactor);
+    const file = closing(nodeReads, () => MapFile.create(nodeReads, directory, 1, options.groupId));
     const core = openCore(reactor, options, () => content);
-    const content = new Content(reactor, options, file, 1, ZERO, ZERO, core);
+    const content = new Content(reactor, options, nodeReads, file, 1, ZERO, ZERO, core);
     content.journal.create(ZERO, epoch);
     must(io.fdatasync(content.journal.pool.current.fd), 'fdatasync', content.journal.pool.current.path);
     must(io.fdatasync(file.fd), 'fdatasync', file.path);
@@ -138,9 +155,10 @@ export class Content {
     if (found === undefined) throw new CorruptionError(`${directory}/checkpoint-0`, 0, 'there is no checkpoint, although the group was created');
     const { sequence, body } = found.slot;
     if (body.groupId !== options.groupId) throw new CorruptionError(slotPath(directory, sequence), 0, `this checkpoint belongs to group ${body.groupId}, not to ${options.groupId}`);
-    const file = MapFile.open(reactor, directory, body.mapFile, options.groupId, body.mapLength);
+    const nodeReads = new NodeReads(reactor);
+    const file = closing(nodeReads, () => MapFile.open(nodeReads, directory, body.mapFile, options.groupId, body.mapLength));
     const core = openCore(reactor, options, () => content);
-    const content = new Content(reactor, options, file, sequence, body.at, body.lowWater, core);
+    const content = new Content(reactor, options, nodeReads, file, sequence, body.at, body.lowWater, core);
     try {
       content.store.layers.restore(body.nextLayer, body.layers);
       content.store.restore(body.devices);
@@ -247,6 +265,7 @@ export class Content {
   /** Starts nothing more; `quiet` tells when it may be closed. */
   stop(): void {
     this.closing = true;
+    this.caching.stop();
     this.destager.stop();
     this.checkpointer.stop();
     this.walker.stop();
@@ -260,6 +279,20 @@ export class Content {
     this.checkpointer.close();
     this.store.close();
     this.journal.close();
+    if (this.released) return;
+    this.released = true;
+    this.nodeReads.close();
+    for (const buffer of [this.sink, ...this.spareBlocks]) this.reactor.arena.release(buffer);
+  }
+}
+
+/** What `make` returns; when it throws, the buffers are given back. */
+function closing(nodeReads: NodeReads, make: () => MapFile): MapFile {
+  try {
+    return make();
+  } catch (error) {
+    nodeReads.close();
+    throw error;
   }
 }
 

@@ -30,7 +30,6 @@
 
 import { assert } from '../base/assert.js';
 import { CorruptionError, Errno, IoError } from '../base/errors.js';
-import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable, O, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Position } from '../journal/journal.js';
@@ -189,7 +188,7 @@ export class Checkpointer {
     const current = this.file(this.store.map.currentFile);
     const rewrite = !this.doubtful && current.length > 2 * this.liveBytes + this.options.compactSlackBytes;
     try {
-      this.target = rewrite ? MapFile.create(this.reactor, this.options.directory, this.lastNumber + 1, this.options.groupId) : current;
+      this.target = rewrite ? MapFile.create(current.reads, this.options.directory, this.lastNumber + 1, this.options.groupId) : current;
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
       this.fail(error.message);
@@ -273,7 +272,7 @@ export class Checkpointer {
 
   private commit(): void {
     this.state = 'committing';
-    const { io, arena } = this.reactor;
+    const { io } = this.reactor;
     const capture = this.capture!;
     const positions = this.writer!.rootPositions;
     const devices = this.rows.map(([id, sizeBytes, layer, frozenLsn], i): StoredDeviceRow => [id, positions[i], sizeBytes, layer, frozenLsn]);
@@ -283,19 +282,25 @@ export class Checkpointer {
     };
     const bytes = encodeSlot(this.sequence + 1, body);
     const path = slotPath(this.options.directory, this.sequence + 1);
-    const buffer = arena.alloc(Math.max(BLOCK_BYTES, bytes.length));
-    const fd = buffer < 0 ? -12 : io.open(path, O.RDWR | O.CREAT | O.CLOEXEC, 0o600);
+    const fd = io.open(path, O.RDWR | O.CREAT | O.CLOEXEC, 0o600);
     if (fd < 0) {
-      if (buffer >= 0) arena.release(buffer);
       this.fail(new IoError(-fd, 'open checkpoint slot', path).message);
       return;
     }
-    arena.u8.set(bytes, buffer);
     this.bytesWritten += bytes.length;
-    const table = new JobTable(2).add(JobOp.pwrite, fd, buffer, bytes.length, 0).add(JobOp.fdatasync, fd, 0, 0, 0);
-    this.run(table, Queue.checkpoint, () => this.committed(), () => {
-      io.close(fd);
-      arena.release(buffer);
+    this.writeSlot(fd, bytes, 0);
+  }
+
+  /** Writes the slot from byte `from` on, a buffer at a time: however long it is, it needs no memory that requests could have taken. */
+  private writeSlot(fd: number, bytes: Uint8Array, from: number): void {
+    const { io, arena } = this.reactor;
+    const to = Math.min(bytes.length, from + this.options.bufferBytes);
+    const last = to === bytes.length;
+    arena.u8.set(bytes.subarray(from, to), this.buffer);
+    const table = new JobTable(2).add(JobOp.pwrite, fd, this.buffer, to - from, from);
+    if (last) table.add(JobOp.fdatasync, fd, 0, 0, 0);
+    this.run(table, Queue.checkpoint, () => (last ? this.committed() : this.writeSlot(fd, bytes, to)), (result) => {
+      if (last || result < 0 || this.closed) io.close(fd);
     });
   }
 
@@ -328,12 +333,12 @@ export class Checkpointer {
     else this.dropRoots();
   }
 
-  /** Runs one job; `then` on success, `finally` in any case. */
-  private run(table: JobTable, queue: (typeof Queue)['checkpoint'], then: () => void, always?: () => void): void {
+  /** Runs one job; `then` on success, `always` in any case, with what the job returned. */
+  private run(table: JobTable, queue: (typeof Queue)['checkpoint'], then: () => void, always?: (result: number) => void): void {
     this.busyJob = true;
     this.reactor.submit(queue, table, (result) => {
       this.busyJob = false;
-      always?.();
+      always?.(result);
       if (this.closed) return;
       if (result < 0) this.fail(new IoError(-result, 'write a checkpoint in', this.options.directory).message);
       else then();
