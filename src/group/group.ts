@@ -267,7 +267,7 @@ export class Group implements ReplicatedGroup {
   spaceNeeds(): { undestagedBytes: number; journalBytesToCome: number } {
     const { store, journal } = this.content;
     const { pool } = journal;
-    return { undestagedBytes: store.undestagedBytes, journalBytesToCome: (pool.maxSegments - pool.fileCount) * pool.segmentBytes };
+    return { undestagedBytes: store.undestagedBytes, journalBytesToCome: pool.bytesToCome };
   }
 
   private afterAppend(): void {
