@@ -1,11 +1,20 @@
-import { readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import t from 'tap';
 import { Errno } from '../../src/base/errors.js';
 import type { QueueId } from '../../src/io/io.js';
 import { JobOp, JobTable, O, Queue } from '../../src/io/io.js';
 import { fixture } from './fixture.js';
+import type { Fixture } from './fixture.js';
 
 const PAGE = 4096;
+
+/** Runs one job to its end: 0 or −errno. */
+function runJob(f: Fixture, table: JobTable): number {
+  let outcome: number | undefined;
+  f.reactor.submit(Queue.destage, table, (result) => (outcome = result));
+  f.until(() => outcome !== undefined);
+  return outcome!;
+}
 
 t.test('a job runs its rows in order', (t) => {
   const f = fixture(t);
@@ -81,6 +90,60 @@ t.test('zero allocates zeros and punch takes the allocation away', (t) => {
   t.equal(io.stat(fd).size, 1000 + length, 'the size stays');
   t.ok(io.stat(fd).allocated <= length + 8192 - 131072);
   io.close(fd);
+  t.end();
+});
+
+t.test('reserve allocates holes and keeps content and size', (t) => {
+  const f = fixture(t);
+  const { io, arena, directory } = f;
+  const path = `${directory}/f`;
+  const fd = io.open(path, O.RDWR | O.CREAT, 0o600);
+  const MIB = 1024 * 1024;
+  const buffer = arena.alloc(PAGE);
+  arena.u8.fill(5, buffer, buffer + PAGE);
+  t.equal(io.truncate(fd, 4 * MIB), 0);
+  t.equal(io.pwrite(fd, buffer, PAGE, MIB), PAGE);
+  const before = readFileSync(path);
+  t.ok(io.stat(fd).allocated < MIB, 'the file is sparse');
+  t.equal(runJob(f, new JobTable().add(JobOp.reserve, fd, 0, MIB, MIB)), 0, 'a hole behind data');
+  const reserved = io.stat(fd).allocated;
+  t.ok(reserved >= MIB, `${reserved} bytes are allocated`);
+  t.equal(runJob(f, new JobTable().add(JobOp.reserve, fd, 0, MIB, MIB)), 0, 'again');
+  t.equal(io.stat(fd).allocated, reserved);
+  t.equal(runJob(f, new JobTable().add(JobOp.reserve, fd, 0, MIB, 4 * MIB)), 0, 'behind the end');
+  t.ok(io.stat(fd).allocated >= 2 * MIB);
+  t.equal(io.stat(fd).size, 4 * MIB);
+  t.ok(readFileSync(path).equals(before), 'it reads as before');
+  t.equal(runJob(f, new JobTable().add(JobOp.reserve, fd, 0, PAGE, 3 * MIB).add(JobOp.pwrite, fd, buffer, PAGE, 3 * MIB)), 0);
+  const after = Buffer.from(before);
+  after.fill(5, 3 * MIB, 3 * MIB + PAGE);
+  t.ok(readFileSync(path).equals(after), 'a write behind it in the job arrives');
+  t.equal(runJob(f, new JobTable().add(JobOp.reserve, 9999, 0, PAGE, 0)), -Errno.EBADF);
+  io.close(fd);
+  t.end();
+});
+
+t.test('unlink removes a file, and one that is gone already is no error', (t) => {
+  const f = fixture(t);
+  const { arena, directory } = f;
+  const place = arena.alloc(PAGE);
+  const unlink = (path: string, end = '\0'): JobTable => {
+    const { written } = new TextEncoder().encodeInto(path + end, arena.u8.subarray(place, place + PAGE));
+    return new JobTable().add(JobOp.unlink, -1, place, written, 0);
+  };
+  const path = `${directory}/not-ascii-\u00e4\u20ac`;
+  writeFileSync(path, 'x');
+  writeFileSync(`${path}2`, 'y');
+  t.equal(runJob(f, unlink(path)), 0);
+  t.notOk(existsSync(path));
+  t.ok(existsSync(`${path}2`), 'nothing else');
+  t.equal(runJob(f, unlink(path)), 0, 'missing');
+  t.equal(runJob(f, unlink(`${path}2`, '')), -Errno.EINVAL, 'a path without its zero is not looked at');
+  t.ok(existsSync(`${path}2`));
+  mkdirSync(`${directory}/d`);
+  t.ok(runJob(f, unlink(`${directory}/d`)) < 0, 'a directory is an error');
+  t.ok(existsSync(`${directory}/d`));
+  t.ok(runJob(f, unlink(`${path}2/x`)) < 0, 'so is a path through a file');
   t.end();
 });
 
