@@ -27,6 +27,7 @@ import { NbdServer } from '../nbd/server.js';
 import type { Listener } from '../nbd/listener.js';
 import type { WalkerOptions } from '../store/walker.js';
 import { Links } from './links.js';
+import { takeFixedMemory } from './memory.js';
 
 /** What the simulator makes smaller. */
 export interface Scale {
@@ -80,6 +81,7 @@ export class DataPath {
 
   private constructor(readonly reactor: Reactor, readonly config: Config, readonly log: Log, private readonly surroundings: Surroundings) {
     const scale = surroundings.scale ?? DEFAULT_SCALE;
+    takeFixedMemory(reactor.arena, config, scale, surroundings.serveNbd !== false);
     this.blocks = new NodeBlocks(new RequestTable(scale.requestSlots));
     warmUpMarkers(rehearsal());
     for (const group of config.groups) this.openGroup(group, scale);
@@ -92,7 +94,7 @@ export class DataPath {
     });
   }
 
-  /** Opens everything; blocking. A group that cannot be opened is reported in `broken`. Throws IoError for listeners. */
+  /** Opens everything; blocking. A group that cannot be opened is reported in `broken`. Throws IoError for listeners, OperatorError when the arena is too small. */
   static open(reactor: Reactor, config: Config, log: Log, surroundings: Surroundings): DataPath {
     // Each by itself: a directory that exists may not have a durable name yet.
     mkdirs(reactor.io, config.dataDirectory);

@@ -13,21 +13,22 @@
  */
 
 import { assert } from '../base/assert.js';
-import { CorruptionError } from '../base/errors.js';
+import { CorruptionError, Errno, IoError } from '../base/errors.js';
 import { BLOCK_BYTES, KIB } from '../base/units.js';
 import { mkdirs, must } from '../io/file.js';
+import { allocatedBytes } from '../io/arena.js';
 import { O } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
-import { Journal } from '../journal/journal.js';
+import { Journal, JOURNAL_ARENA_BYTES } from '../journal/journal.js';
 import type { JournalOptions, Position } from '../journal/journal.js';
 import { recoverJournal } from '../journal/recover.js';
 import { Checkpointer } from '../store/checkpointer.js';
 import type { CheckpointerOptions } from '../store/checkpointer.js';
-import { Destager } from '../store/destager.js';
+import { DESTAGE_BUFFERS, Destager } from '../store/destager.js';
 import type { DestagerOptions } from '../store/destager.js';
 import { longestFileBytes } from '../store/layers.js';
 import { MapFile } from '../store/mapfile.js';
-import { NodeReads } from '../store/nodereads.js';
+import { NODE_READS_ARENA_BYTES, NodeReads } from '../store/nodereads.js';
 import { BlockReader } from '../store/read.js';
 import { createSlots, encodeSlot, findSlot, slotPath } from '../store/slot.js';
 import { Store } from '../store/store.js';
@@ -51,6 +52,12 @@ export interface ContentOptions {
   readonly checkpointUs: number;
   /** Limit of map nodes in memory, bytes. */
   readonly mapMemoryBytes: number;
+}
+
+/** Arena bytes that an open group holds. */
+export function contentArenaBytes(options: { readonly destager: { readonly bufferBytes: number }; readonly checkpointer: { readonly bufferBytes: number } }): number {
+  return JOURNAL_ARENA_BYTES + NODE_READS_ARENA_BYTES + SINK_BYTES + 2 * BLOCK_BYTES +
+    DESTAGE_BUFFERS * allocatedBytes(options.destager.bufferBytes) + allocatedBytes(options.checkpointer.bufferBytes);
 }
 
 const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
@@ -124,6 +131,8 @@ export class Content {
   static create(reactor: Reactor, options: ContentOptions, epoch: { number: number; id: string }): Content {
     const { io } = reactor;
     const { directory } = options;
+    // A secondary comes here while clients of other groups use the arena: it tries again later then.
+    if (reactor.arena.largestFree < contentArenaBytes(options)) throw new IoError(Errno.ENOMEM, 'find memory for', directory);
     for (const name of ['journal', 'layers']) mkdirs(io, `${directory}/${name}`);
     removeLeftovers(reactor, directory);
     const nodeReads = new NodeReads(reactor);

@@ -46,6 +46,8 @@ export class Arena {
   private readonly next: Uint32Array;
   private readonly previous: Uint32Array;
   private readonly heads = new Uint32Array(ORDERS).fill(NONE);
+  /** The range that `lend` falls back to. */
+  private aside = -1;
   /** Bit k: list k is not empty. */
   private available = 0;
 
@@ -103,6 +105,26 @@ export class Arena {
     this.references[unit] = 1;
     this.used += UNIT_BYTES << order;
     return unit * UNIT_BYTES;
+  }
+
+  /** Keeps a range of `bytes` for `lend`. Once, while there is room: at start. */
+  setAside(bytes: number): void {
+    assert(this.aside < 0, 'a range was set aside already');
+    this.aside = this.alloc(bytes);
+    assert(this.aside >= 0, `no arena room to set ${bytes} bytes aside`);
+  }
+
+  /**
+   * As `alloc`; when that finds nothing, the range that was set aside. Only for
+   * blocking work, which releases it before it returns, so that it is free
+   * whenever somebody asks. −1: none was set aside, or it is too small.
+   */
+  lend(bytes: number): number {
+    const at = this.alloc(bytes);
+    if (at >= 0 || this.aside < 0 || this.sizeOf(this.aside) < bytes) return at;
+    if (this.referencesOf(this.aside) > 1) return -1;
+    this.retain(this.aside);
+    return this.aside;
   }
 
   /** Size in bytes of the range that begins at `offset`. */
@@ -165,6 +187,11 @@ export class Arena {
     if (this.heads[order] === NONE) this.available &= ~(1 << order);
     this.state[unit] = INSIDE;
   }
+}
+
+/** What `alloc(bytes)` takes. */
+export function allocatedBytes(bytes: number): number {
+  return UNIT_BYTES << orderOf(bytes);
 }
 
 function orderOf(bytes: number): number {

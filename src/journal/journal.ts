@@ -17,6 +17,7 @@ import { assert } from '../base/assert.js';
 import { IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { putHex, putU64 } from '../base/words.js';
+import { allocatedBytes } from '../io/arena.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import {
@@ -48,6 +49,9 @@ export interface JournalOptions {
 /** Segments that only markers may use, so that an operation can always be journaled and its effect free space. */
 const RESERVED_SEGMENTS = 1;
 const MARK_INTERVAL_US = 1_000_000;
+
+/** Arena bytes that a journal holds, its segment pool included. */
+export const JOURNAL_ARENA_BYTES = allocatedBytes(MAX_HEADER_BYTES) + allocatedBytes(MAX_MARKER_BYTES) + 2 * BLOCK_BYTES;
 
 export class Journal {
   readonly pool: SegmentPool;

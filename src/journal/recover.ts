@@ -67,7 +67,8 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
   const { arena } = memory;
   const { pool } = journal;
   const found = pool.scan();
-  const window = arena.alloc(MAX_BATCH_BYTES);
+  // Also at a rewind, while clients use the arena.
+  const window = arena.lend(MAX_BATCH_BYTES);
   assert(window >= 0, 'no arena room to recover the journal');
   const out = new Uint32Array(2);
   let durable = input.durableLsn;

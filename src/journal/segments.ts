@@ -300,15 +300,16 @@ export class SegmentPool {
   createNow(): void {
     const { io } = this.reactor;
     const { fd, path } = this.openNew();
-    const rows = 64 * 1024;
-    const zeros = this.reactor.arena.alloc(rows);
-    assert(zeros >= 0, 'no arena room to create a segment');
+    // Also for a new epoch, while clients use the arena: then in smaller steps.
+    const own = this.reactor.arena.alloc(64 * 1024);
+    const zeros = own >= 0 ? own : this.scratch;
+    const rows = own >= 0 ? 64 * 1024 : BLOCK_BYTES;
     this.reactor.arena.u8.fill(0, zeros, zeros + rows);
     let result = 0;
     for (let pos = 0; pos < this.segmentBytes && result >= 0; pos += rows) {
       result = io.pwrite(fd, zeros, Math.min(rows, this.segmentBytes - pos), pos);
     }
-    this.reactor.arena.release(zeros);
+    if (own >= 0) this.reactor.arena.release(own);
     if (result >= 0) result = io.fdatasync(fd);
     if (result >= 0) result = io.syncDirectory(this.directory);
     if (result < 0) {

@@ -5,6 +5,7 @@
  */
 
 import { assert } from '../base/assert.js';
+import { PeerError } from '../base/errors.js';
 import type { ReplicatedGroup } from '../group/replica.js';
 import { batch, checkBatchShape, MAX_HEADER_BYTES, usedHeaderBytes } from '../journal/format.js';
 import type { Position } from '../journal/journal.js';
@@ -59,7 +60,7 @@ export interface Boundary {
 }
 
 /**
- * The boundary at `lsn`, or undefined: not retained, or no boundary. Reads one batch header, blocking: only for hellos.
+ * The boundary at `lsn`, or undefined: not retained, or no boundary. Reads one batch header, blocking: only for hellos. Throws PeerError when there is no memory.
  */
 export function boundaryAt(reactor: Reactor, group: ReplicatedGroup, lsn: number): Boundary | undefined {
   const { position } = group;
@@ -69,8 +70,8 @@ export function boundaryAt(reactor: Reactor, group: ReplicatedGroup, lsn: number
   const segment = journal.pool.find(lsn);
   if (segment === undefined || lsn >= segment.endLsn) return undefined;
   const { io, arena } = reactor;
-  const at = arena.alloc(MAX_HEADER_BYTES);
-  if (at < 0) return undefined;
+  const at = arena.lend(MAX_HEADER_BYTES);
+  if (at < 0) throw new PeerError('link/no-memory', 'the arena has no room to look into the journal');
   try {
     const bytes = Math.min(MAX_HEADER_BYTES, segment.endLsn - lsn);
     if (io.pread(segment.fd, at, bytes, journal.pool.filePosition(segment, lsn)) < 0) return undefined;

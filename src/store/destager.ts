@@ -51,7 +51,7 @@ type State =
   /** A write or fsync failed; the round starts over after a delay. */
   | 'retrying';
 
-const BUFFERS = 2;
+export const DESTAGE_BUFFERS = 2;
 
 export class Destager {
   private state: State = 'idle';
@@ -87,7 +87,7 @@ export class Destager {
     /** End of the last round before this start. */
     private seal: Position,
   ) {
-    for (let i = 0; i < BUFFERS; i++) {
+    for (let i = 0; i < DESTAGE_BUFFERS; i++) {
       const buffer = reactor.arena.alloc(options.bufferBytes);
       assert(buffer >= 0, 'no arena room for the destager');
       this.buffers.push(buffer);

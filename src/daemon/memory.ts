@@ -1,0 +1,35 @@
+/**
+ * What of the arena is taken from the start to the end of the daemon.
+ *
+ * Owns: the sum, the refusal of an arena that is too small, and the range for
+ * blocking work. Must not know: what the parts are used for.
+ */
+
+import { OperatorError } from '../base/errors.js';
+import { alignUp, formatSize, MIB } from '../base/units.js';
+import type { Config } from '../config/schema.js';
+import { contentArenaBytes } from '../group/content.js';
+import type { Arena } from '../io/arena.js';
+import { allocatedBytes, SCRATCH_BYTES } from '../io/arena.js';
+import { MAX_BATCH_BYTES } from '../journal/format.js';
+import { DEFAULT_LIMITS } from '../nbd/limits.js';
+
+/**
+ * To be called while all of the arena is free. Throws OperatorError when groups,
+ * links and NBD server could not all be opened in it.
+ */
+export function takeFixedMemory(
+  arena: Arena, config: Config, scale: { readonly destageBufferBytes: number; readonly checkpointBufferBytes: number }, servesNbd: boolean,
+): void {
+  const linked = config.groups.some((group) => group.peers.length > 0);
+  const { reserveBytes, headroomBytes, chunkBytes } = DEFAULT_LIMITS;
+  const groups = config.groups.length * contentArenaBytes({ destager: { bufferBytes: scale.destageBufferBytes }, checkpointer: { bufferBytes: scale.checkpointBufferBytes } });
+  const links = linked ? allocatedBytes(MAX_BATCH_BYTES) : 0;
+  const needed = SCRATCH_BYTES + groups + links + (servesNbd ? reserveBytes + headroomBytes + 2 * chunkBytes : 0);
+  if (needed > SCRATCH_BYTES + arena.capacityBytes) {
+    throw new OperatorError('config/arena-too-small',
+      `dataPath.arena is ${formatSize(SCRATCH_BYTES + arena.capacityBytes)}, too little for ${config.groups.length} groups: give it at least ${formatSize(alignUp(needed, MIB))}, and more for speed`);
+  }
+  // For what a link may ask of the data thread at once, however busy the arena is by then.
+  if (linked) arena.setAside(MAX_BATCH_BYTES);
+}
