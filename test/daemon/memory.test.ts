@@ -43,3 +43,41 @@ t.test('an open group holds as much as is reckoned with', async (t) => {
   t.equal(rig.host.reactor!.arena.usedBytes, contentArenaBytes(options));
   t.ok(rig.host.group.content instanceof Content);
 });
+
+/** Takes all that is free. */
+function exhaust(arena: Arena): void {
+  while (arena.largestFree > 0) arena.alloc(arena.largestFree);
+}
+
+t.test('a rewind and a new segment need nothing of an arena that clients have used up', async (t) => {
+  const rig = Rig.started(2);
+  t.teardown(() => rig.dispose());
+  const { arena } = rig.host.reactor!;
+  arena.setAside(MAX_BATCH_BYTES);
+  rig.create('v', MIB);
+  t.equal(rig.ask('v', 'write', 0, 65536), 0);
+  rig.flushTo('checkpoint');
+  const { group } = rig.host;
+  group.content.stop();
+  rig.run(() => group.content.quiet);
+  exhaust(arena);
+  const { position } = group;
+  group.reopen(position);
+  t.same(group.position, position);
+  const { pool } = group.journal;
+  const { freeCount } = pool;
+  pool.createNow();
+  t.equal(pool.freeCount, freeCount + 1);
+});
+
+t.test('the first journal of a group waits for memory, and leaves nothing behind', async (t) => {
+  const rig = Rig.started(3);
+  t.teardown(() => rig.dispose());
+  const { arena } = rig.host.reactor!;
+  exhaust(arena);
+  const paths = rig.paths('').length;
+  const { usedBytes } = arena;
+  const { options } = rig.host.group.content;
+  t.throws(() => Content.create(rig.host.reactor!, { ...options, directory: `${options.directory}/other` }, { number: 0, id: '0'.repeat(32) }), { name: 'IoError', code: 'io/ENOMEM' });
+  t.same([rig.paths('').length, arena.usedBytes], [paths, usedBytes]);
+});
