@@ -55,6 +55,9 @@ export const DEFAULT_SCALE: Scale = {
   retryUs: 1_000_000,
 };
 
+/** A journal is made durable at the latest when this part of it is not: nothing can be destaged before. */
+const SYNC_SHARE = 0.125;
+
 /** What the data path is given beside its configuration. */
 export interface Surroundings {
   readonly bootId: string;
@@ -137,7 +140,7 @@ export class DataPath {
       watermarkBytes: group.store.freeSpaceWatermark,
       space: this.surroundings.space,
       journal: {
-        segmentBytes: group.journal.segmentSize, maxSegments, syncBytes: group.journal.syncBytes, syncUs: group.journal.syncMilliseconds * 1000,
+        segmentBytes: group.journal.segmentSize, maxSegments, syncBytes: Math.min(group.journal.syncBytes, group.journal.size * SYNC_SHARE), syncUs: group.journal.syncMilliseconds * 1000,
         maxBatchPayload: scale.maxBatchPayload,
       },
       destager: {
@@ -162,6 +165,8 @@ export class DataPath {
   close(done: () => void): void {
     if (this.closing) return;
     this.closing = true;
+    // Writers that wait for a peer to make room would be waited for as long as the peer is away.
+    for (const group of this.blocks.all()) group.beginClosing();
     const closeNbd = (then: () => void): void => (this.nbd === undefined ? then() : this.nbd.closeThen(then));
     closeNbd(() => {
       this.links.close();

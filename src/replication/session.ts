@@ -421,11 +421,22 @@ export class LinkSession implements FrameHandler {
       }
       this.checkRole();
       if ((this.phase as Phase) === 'ended') return;
+      if (this.applier !== undefined && this.waitsForPrimaryDurable) {
+        // What would tell lies behind the frame for which there is no room: a new connection says it at once.
+        this.end(new PeerError('link/ask-durable', 'the journal is full until the primary says how far its own is durable; connects again to hear it'));
+        return;
+      }
       this.shipper?.pump();
       if (this.applier !== undefined) this.applier.acknowledge(true);
       else if (this.connection.idle) this.connection.sendEmpty(Type.heartbeat, this.durableLsn);
       if ((this.phase as Phase) !== 'ended') this.beat();
     });
+  }
+
+  /** The journal here is full, and only the primary's durable LSN keeps it from being destaged. */
+  private get waitsForPrimaryDurable(): boolean {
+    const { group, applier } = this;
+    return applier?.full === true && group.stableLsn < group.appliedLsn && group.journal.durableLsn >= group.appliedLsn;
   }
 
   /** Ends the session if the own group's role no longer allows it. */
