@@ -153,7 +153,7 @@ function run(seed: number): { codes: Set<string>; hot: number; virtualUs: number
 }
 
 /** What a network and crashes may lead to. Refusals are not among it. */
-const EXPECTED = new Set(['link/lost', 'link/unreachable', 'link/timeout', 'link/silent', 'link/replaced', 'link/busy', 'link/role-changed', 'link/closing']);
+const EXPECTED = new Set(['link/ask-durable', 'link/lost', 'link/unreachable', 'link/timeout', 'link/silent', 'link/replaced', 'link/busy', 'link/role-changed', 'link/closing']);
 
 function checkLeaks(seed: number, world: World, a: Side, b: Side): void {
   const usedOf = (side: Side): number => side.node.arena.usedBytes;
