@@ -19,6 +19,7 @@ import type { ContentOptions } from './content.js';
 import { Exports } from './exports.js';
 import { Follower } from './follower.js';
 import { Ingest } from './ingest.js';
+import { stateToStartFrom } from './leftovers.js';
 import { appendOperation } from './perform.js';
 import type { Performed } from './perform.js';
 import { readRequest } from './reads.js';
@@ -30,7 +31,6 @@ import { Roles } from './roles.js';
 import type { RolesOptions } from './roles.js';
 import { SpaceAdmission } from './space.js';
 import { stallSentence } from './stall.js';
-import { readState } from './statefile.js';
 import type { StateFile } from './statefile.js';
 import { Tree } from './tree.js';
 import { DurableWaits, type Durable } from './waits.js';
@@ -89,12 +89,12 @@ export class Group implements ReplicatedGroup {
   /** Opens or creates the group's directory. Blocking; throws CorruptionError, IoError. */
   static open(reactor: Reactor, options: GroupOptions, requests: RequestTable, log: Log): Group {
     const { io } = reactor;
-    const found = readState(io, options.directory);
+    const found = stateToStartFrom(reactor, options.directory);
     if (found !== undefined) {
       const group = new Group(reactor, options, requests, log, found);
       group.opening(true, () => {
         if (found.groupId === null) return;
-        group.take(Content.open(reactor, { ...options, groupId: found.groupId }));
+        group.take(Content.open(reactor, { ...options, groupId: found.groupId }, group.roles.known));
         group.roles.started(group.content, group.position);
         group.contentChanged();
       });
@@ -126,10 +126,8 @@ export class Group implements ReplicatedGroup {
       this.closed = true;
       this.removeHook();
       this.roles.end();
-      if (this.opened !== undefined) {
-        this.opened.stop();
-        if (this.opened.quiet) this.opened.close();
-      }
+      this.opened?.stop();
+      if (this.opened?.quiet === true) this.opened.close();
       throw error;
     }
   }
@@ -266,8 +264,7 @@ export class Group implements ReplicatedGroup {
 
   spaceNeeds(): { undestagedBytes: number; journalBytesToCome: number } {
     const { store, journal } = this.content;
-    const { pool } = journal;
-    return { undestagedBytes: store.undestagedBytes, journalBytesToCome: pool.bytesToCome };
+    return { undestagedBytes: store.undestagedBytes, journalBytesToCome: journal.pool.bytesToCome };
   }
 
   private afterAppend(): void {
@@ -442,7 +439,7 @@ export class Group implements ReplicatedGroup {
   reopen(to: Position): void {
     this.content.close();
     this.opened = undefined;
-    this.take(Content.open(this.reactor, { ...this.options, groupId: this.groupId! }, to));
+    this.take(Content.open(this.reactor, { ...this.options, groupId: this.groupId! }, { until: to }));
     this.exports.disconnectAll('the device was taken back to an earlier state, that of its primary');
   }
 
@@ -466,6 +463,9 @@ export class Group implements ReplicatedGroup {
   }
 
   // ---- end ------------------------------------------------------------------------------------------
+
+  /** Before clients are waited for: nothing waits for journal room any more. */
+  beginClosing(): void { this.ingest?.refuseWaiting(Errno.ESHUTDOWN); }
 
   /** Lets requests and jobs end, then calls `done`. The stop counts as clean if nothing failed. */
   close(done: () => void): void {

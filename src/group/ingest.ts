@@ -80,6 +80,8 @@ export class Ingest {
   /** How often waiting requests of a device were cancelled. */
   private readonly cuts = new Map<number, number>();
   private stopped = 0;
+  /** Not 0: what would wait for room is answered with this at once. */
+  private noWaiting = 0;
 
   constructor(private readonly reactor: Reactor, private readonly host: IngestHost, private readonly requests: RequestTable) {
     this.waiting = new SlotQueue(requests);
@@ -105,7 +107,7 @@ export class Ingest {
       return;
     }
     if (this.requests.kind[slot] === RequestKind.flush) this.flush(slot);
-    else if (this.stalled.length > 0 || !this.hasRoom) this.stalled.push(slot, 0);
+    else if (this.stalled.length > 0 || !this.hasRoom) this.stall(slot, 0);
     else this.change(slot, 0);
   }
 
@@ -113,6 +115,11 @@ export class Ingest {
   private get hasRoom(): boolean {
     const { journal } = this.host.content;
     return journal.pendingRecords > 0 || journal.hasRoomForData;
+  }
+
+  private stall(slot: number, progress: number): void {
+    if (this.noWaiting !== 0) this.requests.complete(slot, this.noWaiting);
+    else this.stalled.push(slot, progress);
   }
 
   private flush(slot: number): void {
@@ -199,7 +206,7 @@ export class Ingest {
       return false;
     }
     if (this.hasRoom) return true;
-    this.stalled.push(slot, progress);
+    this.stall(slot, progress);
     return false;
   }
 
@@ -241,7 +248,7 @@ export class Ingest {
     if (this.stopped !== 0 || !this.hasRoom) {
       this.edges.release(pair);
       if (this.stopped !== 0) requests.complete(slot, this.stopped);
-      else this.stalled.push(slot, 0);
+      else this.stall(slot, 0);
       return;
     }
     const end = offset + length;
@@ -370,6 +377,16 @@ export class Ingest {
         else queue.push(slot, this.requests.serviceWord[slot]);
       }
     }
+  }
+
+  /**
+   * Answers what waits for journal room, and whatever would from now on, with
+   * `errno`: room may never come, and the daemon is to end. What fits is still
+   * taken; edge blocks under way come by themselves.
+   */
+  refuseWaiting(errno: number): void {
+    this.noWaiting = errno;
+    for (let slot = this.stalled.shift(Infinity); slot >= 0; slot = this.stalled.shift(Infinity)) this.requests.complete(slot, errno);
   }
 
   /** Answers everything that waits, and everything to come, with `errno`. */

@@ -147,3 +147,25 @@ t.test('writers that wait for a full journal get on when the secondary comes bac
   await waitCaughtUp(pair);
   t.equal(await hashDevice(pair.secondary, 'v'), await hashDevice(pair.primary, 'v'));
 });
+
+t.test('SIGTERM while writers wait for a full journal is a clean stop: they are refused, and no new epoch follows', async (t) => {
+  const pair = await preparePair(directory(t, 'full'), SMALL_GROUP);
+  t.teardown(() => Promise.all([pair.primary.kill(), pair.secondary.kill()]));
+  await Promise.all([pair.primary.start(), pair.secondary.start()]);
+  await pair.primary.control.createVolume(GROUP, { name: 'v', size: 32 * MIB });
+  await waitCaughtUp(pair);
+  await pair.secondary.kill();
+  const client = await openDevice(pair.primary, 'v');
+  const writes: Promise<boolean>[] = [];
+  for (let i = 0; i < 80; i++) {
+    writes.push(client.write((i % 32) * MIB, new Uint8Array(MIB).fill(i + 1)).then(() => true, () => false));
+  }
+  await waitFor('writers wait', async () => (await pair.primary.group(GROUP)).journal.stalled !== null);
+  const { epoch } = await pair.primary.group(GROUP);
+  await pair.primary.stop();
+  t.equal(await pair.primary.exitCode(), 0);
+  const taken = (await Promise.all(writes)).filter((one) => one).length;
+  t.ok(taken < 80, `${taken} of 80 writes were acknowledged`);
+  await pair.primary.start();
+  t.strictSame((await pair.primary.group(GROUP)).epoch, epoch, 'the same epoch');
+});
