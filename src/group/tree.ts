@@ -74,12 +74,10 @@ export class Tree {
   ) {}
 
   static fromDevices(devices: readonly Device[], nextId: number): Tree {
-    let tree = Tree.empty;
-    for (const device of devices) tree = tree.with(device);
-    // Names of snapshots need their volume to be there: index again now that all are.
-    const byName = new Map<string, number>();
-    for (const device of devices) byName.set(tree.nameOf(device), device.id);
-    return new Tree(tree.devices, byName, tree.sum, nextId);
+    const byId = new Map(devices.map((device) => [device.id, device]));
+    const byName = new Map(devices.map((device) => [nameIn(byId, device), device.id]));
+    const sum = devices.reduce((total, device) => (total + deviceHash(device)) & MASK_128, 0n);
+    return new Tree(byId, byName, sum, nextId);
   }
 
   get(id: number): Device | undefined {
@@ -101,8 +99,7 @@ export class Tree {
   }
 
   nameOf(device: Device): string {
-    if (device.kind === 'volume') return device.name;
-    return `${this.devices.get(device.volume)?.name ?? `#${device.volume}`}@${device.name}`;
+    return nameIn(this.devices, device);
   }
 
   children(id: number): Device[] {
@@ -120,84 +117,165 @@ export class Tree {
    * excluded before, so there it is a bug; on a secondary the applier stops.
    */
   edit(operation: Operation, at: At): Edit | string {
-    switch (operation.op) {
-      case 'epoch':
-        return { tree: this.afterEpoch(operation.lossless, at), effects: [] };
-      case 'create': {
-        if (operation.id !== this.nextId) return `it creates device ${operation.id}, the next id is ${this.nextId}`;
-        if (this.find(operation.name) !== undefined) return `there is a device named ${operation.name} already`;
+    const draft = new Draft(this);
+    const effects: Effect[] = [];
+    const problem = change(draft, operation, at, effects);
+    return problem ?? { tree: draft.done(), effects };
+  }
+
+  /** For drafts. */
+  parts(): TreeParts {
+    return { devices: this.devices, byName: this.byName, sum: this.sum };
+  }
+
+  static fromParts(parts: TreeParts, nextId: number): Tree {
+    return new Tree(parts.devices, parts.byName, parts.sum, nextId);
+  }
+}
+
+export interface TreeParts {
+  readonly devices: ReadonlyMap<number, Device>;
+  readonly byName: ReadonlyMap<string, number>;
+  readonly sum: bigint;
+}
+
+/** Carries an operation out on a draft. Returns why it cannot be, and then the draft is thrown away. */
+function change(draft: Draft, operation: Operation, at: At, effects: Effect[]): string | undefined {
+  switch (operation.op) {
+    case 'epoch':
+      // What was acknowledged before may be missing: clients that had seen it must not go on as if nothing happened.
+      if (!operation.lossless) for (const device of draft.all()) draft.put({ ...device, continuity: continuityAt(at) });
+      return undefined;
+    case 'create': {
+      if (operation.id !== draft.next) return `it creates device ${operation.id}, the next id is ${draft.next}`;
+      if (draft.has(operation.name)) return `there is a device named ${operation.name} already`;
+      draft.put({
+        id: operation.id, name: operation.name, kind: 'volume', parent: 0, volume: operation.id, sizeBytes: operation.sizeBytes, protected: false,
+        createdLsn: at.lsn, createdMs: at.wallMs, changedLsn: at.lsn, continuity: continuityAt(at),
+      });
+      effects.push({ kind: 'create', device: operation.id, sizeBytes: operation.sizeBytes });
+      return undefined;
+    }
+    case 'snapshot':
+      for (const one of operation.snapshots) {
+        const source = draft.get(one.source);
+        if (source === undefined) return `it snapshots device ${one.source}, which does not exist`;
+        if (one.id !== draft.next) return `it creates device ${one.id}, the next id is ${draft.next}`;
         const device: Device = {
-          id: operation.id, name: operation.name, kind: 'volume', parent: 0, volume: operation.id, sizeBytes: operation.sizeBytes, protected: false,
+          id: one.id, name: one.name, kind: 'snapshot', parent: source.id, volume: source.volume, sizeBytes: source.sizeBytes, protected: false,
           createdLsn: at.lsn, createdMs: at.wallMs, changedLsn: at.lsn, continuity: continuityAt(at),
         };
-        return { tree: this.with(device), effects: [{ kind: 'create', device: device.id, sizeBytes: device.sizeBytes }] };
+        if (draft.has(draft.nameOf(device))) return `there is a device named ${draft.nameOf(device)} already`;
+        draft.put(device);
+        effects.push({ kind: 'create', device: device.id, sizeBytes: device.sizeBytes }, { kind: 'assign', target: device.id, source: source.id });
       }
-      case 'snapshot': {
-        let tree: Tree = this;
-        const effects: Effect[] = [];
-        for (const one of operation.snapshots) {
-          const source = tree.get(one.source);
-          if (source === undefined) return `it snapshots device ${one.source}, which does not exist`;
-          if (one.id !== tree.nextId) return `it creates device ${one.id}, the next id is ${tree.nextId}`;
-          const device: Device = {
-            id: one.id, name: one.name, kind: 'snapshot', parent: source.id, volume: source.volume, sizeBytes: source.sizeBytes, protected: false,
-            createdLsn: at.lsn, createdMs: at.wallMs, changedLsn: at.lsn, continuity: continuityAt(at),
-          };
-          if (tree.find(tree.nameOf(device)) !== undefined) return `there is a device named ${tree.nameOf(device)} already`;
-          tree = tree.with(device);
-          effects.push({ kind: 'create', device: device.id, sizeBytes: device.sizeBytes }, { kind: 'assign', target: device.id, source: source.id });
-        }
-        return { tree, effects };
-      }
-      case 'assign': {
-        const target = this.get(operation.target);
-        const source = this.get(operation.source);
-        if (target === undefined) return `it changes device ${operation.target}, which does not exist`;
-        if (source === undefined) return `it reads device ${operation.source}, which does not exist`;
-        if (target === source) return `it assigns device ${target.id} to itself`;
-        const changed: Device = { ...target, sizeBytes: source.sizeBytes, changedLsn: at.lsn, continuity: continuityAt(at) };
-        return { tree: this.with(changed), effects: [{ kind: 'assign', target: target.id, source: source.id }] };
-      }
-      case 'remove': {
-        let tree: Tree = this;
-        const effects: Effect[] = [];
-        for (const id of operation.devices) {
-          const device = tree.get(id);
-          if (device === undefined) return `it removes device ${id}, which does not exist`;
-          if (device.kind === 'volume' && tree.children(id).length > 0) return `it removes volume ${device.name}, which has snapshots`;
-          for (const child of tree.children(id)) tree = tree.with({ ...child, parent: device.parent, changedLsn: at.lsn });
-          tree = tree.without(device);
-          effects.push({ kind: 'remove', device: id });
-        }
-        return { tree, effects };
-      }
+      return undefined;
+    case 'assign': {
+      const target = draft.get(operation.target);
+      const source = draft.get(operation.source);
+      if (target === undefined) return `it changes device ${operation.target}, which does not exist`;
+      if (source === undefined) return `it reads device ${operation.source}, which does not exist`;
+      if (target === source) return `it assigns device ${target.id} to itself`;
+      draft.put({ ...target, sizeBytes: source.sizeBytes, changedLsn: at.lsn, continuity: continuityAt(at) });
+      effects.push({ kind: 'assign', target: target.id, source: source.id });
+      return undefined;
     }
+    case 'remove':
+      for (const id of operation.devices) {
+        const device = draft.get(id);
+        if (device === undefined) return `it removes device ${id}, which does not exist`;
+        const children = draft.children(id);
+        if (device.kind === 'volume' && children.length > 0) return `it removes volume ${device.name}, which has snapshots`;
+        for (const child of children) draft.put({ ...child, parent: device.parent, changedLsn: at.lsn });
+        draft.drop(device);
+        effects.push({ kind: 'remove', device: id });
+      }
+      return undefined;
+  }
+}
+
+/**
+ * A tree under change: copied once per operation, however many devices it
+ * touches, for the data thread waits for it.
+ */
+class Draft {
+  private readonly devices: Map<number, Device>;
+  private readonly byName: Map<string, number>;
+  private sum: bigint;
+  private nextId: number;
+  private childrenOf: Map<number, Set<number>> | undefined;
+
+  constructor(tree: Tree) {
+    const parts = tree.parts();
+    this.devices = new Map(parts.devices);
+    this.byName = new Map(parts.byName);
+    this.sum = parts.sum;
+    this.nextId = tree.nextId;
   }
 
-  private afterEpoch(lossless: boolean, at: At): Tree {
-    if (lossless) return this;
-    let tree: Tree = this;
-    for (const device of this.devices.values()) tree = tree.with({ ...device, continuity: continuityAt(at) });
-    return tree;
+  get next(): number {
+    return this.nextId;
   }
 
-  private with(device: Device): Tree {
+  get(id: number): Device | undefined {
+    return this.devices.get(id);
+  }
+
+  has(name: string): boolean {
+    return this.byName.has(name);
+  }
+
+  all(): Device[] {
+    return [...this.devices.values()];
+  }
+
+  nameOf(device: Device): string {
+    return nameIn(this.devices, device);
+  }
+
+  children(id: number): Device[] {
+    if (this.childrenOf === undefined) {
+      this.childrenOf = new Map();
+      for (const device of this.devices.values()) this.adopt(device);
+    }
+    return [...(this.childrenOf.get(id) ?? [])].map((child) => this.devices.get(child)!);
+  }
+
+  put(device: Device): void {
     const before = this.devices.get(device.id);
-    const devices = new Map(this.devices).set(device.id, device);
-    const byName = new Map(this.byName);
-    if (before !== undefined) byName.delete(this.nameOf(before));
-    byName.set(this.nameOf(device), device.id);
-    const sum = (this.sum + deviceHash(device) - (before === undefined ? 0n : deviceHash(before))) & MASK_128;
-    return new Tree(devices, byName, sum, Math.max(this.nextId, device.id + 1));
+    if (before !== undefined) this.forget(before);
+    this.devices.set(device.id, device);
+    this.byName.set(this.nameOf(device), device.id);
+    this.sum = (this.sum + deviceHash(device)) & MASK_128;
+    this.nextId = Math.max(this.nextId, device.id + 1);
+    if (this.childrenOf !== undefined) this.adopt(device);
   }
 
-  private without(device: Device): Tree {
-    const devices = new Map(this.devices);
-    devices.delete(device.id);
-    const byName = new Map(this.byName);
-    byName.delete(this.nameOf(device));
-    return new Tree(devices, byName, (this.sum - deviceHash(device)) & MASK_128, this.nextId);
+  drop(device: Device): void {
+    this.forget(device);
+    this.devices.delete(device.id);
   }
+
+  done(): Tree {
+    return Tree.fromParts({ devices: this.devices, byName: this.byName, sum: this.sum }, this.nextId);
+  }
+
+  private forget(device: Device): void {
+    this.byName.delete(this.nameOf(device));
+    this.sum = (this.sum - deviceHash(device)) & MASK_128;
+    this.childrenOf?.get(device.parent)?.delete(device.id);
+  }
+
+  private adopt(device: Device): void {
+    const siblings = this.childrenOf!.get(device.parent);
+    if (siblings === undefined) this.childrenOf!.set(device.parent, new Set([device.id]));
+    else siblings.add(device.id);
+  }
+}
+
+function nameIn(devices: ReadonlyMap<number, Device>, device: Device): string {
+  if (device.kind === 'volume') return device.name;
+  return `${devices.get(device.volume)?.name ?? `#${device.volume}`}@${device.name}`;
 }
 
 /** See warmUpMarkers: edits a tree of its own. */
