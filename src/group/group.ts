@@ -143,7 +143,7 @@ export class Group implements ReplicatedGroup {
     content.journal.onDurable = () => this.afterDurable();
     content.journal.onFailure = (error) => this.fail(error);
     content.reader.onProblem = (error) => this.stopOn(error);
-    content.checkpointer.onCorruption = (error) => this.stopOn(error);
+    content.checkpointer.onCorruption = content.destager.onCorruption = (error) => this.stopOn(error);
     content.journal.pool.onCreated = (failure) => {
       if (failure !== undefined) this.log.error(`the journal cannot grow: ${failure}`);
     };

@@ -18,7 +18,7 @@
  */
 
 import { assert } from '../base/assert.js';
-import { IoError } from '../base/errors.js';
+import { CorruptionError, IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable, O, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -74,6 +74,8 @@ export class Destager {
   lastError: string | undefined;
   /** A round has ended: everything below `end` is in the layers' files, durably. */
   onRound: (end: Position) => void = () => undefined;
+  /** Damage was found in the layers' directory: the group has to stop. */
+  onCorruption: (error: CorruptionError) => void = () => undefined;
   /** The seal waits for this LSN to become stable; asks for the fdatasync that gets it there. */
   onWaiting: (lsn: number) => void = () => undefined;
 
@@ -172,8 +174,12 @@ export class Destager {
       try {
         blocks = this.fill(table, buffer, held);
       } catch (error) {
-        if (!(error instanceof IoError)) throw error;
         this.freeBuffers.push(buffer);
+        if (error instanceof CorruptionError) {
+          this.onCorruption(error);
+          return;
+        }
+        if (!(error instanceof IoError)) throw error;
         this.failed = error;
         break;
       }
@@ -256,8 +262,10 @@ export class Destager {
       while (end < to && columns.layer[end] === columns.layer[i] && columns.block[end] === columns.block[end - 1] + 1) end++;
       const at = buffer + (i - from) * BLOCK_BYTES;
       const layer = layers.find(columns.layer[i]);
-      // A layer that went away meanwhile, or whose file did, needs nothing.
-      if (layer !== undefined && !layer.missing) {
+      // A layer that went away meanwhile needs nothing. A file that is missing although the layer still takes blocks is
+      // damage: a new one would lack what was destaged before, and the journal has the only copy of these.
+      if (layer?.missing === true) throw new CorruptionError(layers.path(layer), 0, 'the layer file is missing, and blocks of it are still to be written there');
+      if (layer !== undefined) {
         const fd = layers.descriptorForWrite(layer);
         if (held[held.length - 1] !== layer) held.push(layer);
         this.touched.add(layer);
