@@ -67,6 +67,16 @@ const EVICT_STEPS_PER_TICK = 256;
 /** What is read only to have it in the page cache goes here, piece by piece. */
 const SINK_BYTES = 256 * KIB;
 
+/** How far the journal goes, as far as others than itself can tell. */
+export interface JournalExtent {
+  /** A rewind: it is cut here, whatever lies behind. Then nothing else is looked at. */
+  readonly until?: Position;
+  /** This node noted that everything below was durable. */
+  readonly knownDurableLsn?: number;
+  /** The page cache kept all that this node appended in its own present epoch. */
+  readonly allAppendedKept?: boolean;
+}
+
 export interface Recovered {
   readonly batches: number;
   readonly tornAt: number;
@@ -154,10 +164,10 @@ export class Content {
 
   /**
    * Opens what is on disk: newest checkpoint, then the journal from there to its
-   * end, or to `until` (a rewind). Moves no data. Blocking; throws
-   * CorruptionError, IoError.
+   * end, or to `extent.until`. Moves no data. Blocking; throws CorruptionError,
+   * IoError.
    */
-  static open(reactor: Reactor, options: ContentOptions, until?: Position): Content {
+  static open(reactor: Reactor, options: ContentOptions, extent: JournalExtent): Content {
     const { io } = reactor;
     const { directory } = options;
     const found = findSlot(io, directory);
@@ -172,7 +182,7 @@ export class Content {
       content.store.layers.restore(body.nextLayer, body.layers);
       content.store.restore(body.devices);
       core.restore(body.group as CoreState);
-      content.replay(body.at, body.lowWater, until);
+      content.replay(body.at, body.lowWater, extent);
       content.checkpointer.foundFiles(MapFile.numbers(io, directory), found.older?.body.mapFile);
       content.recovered = { ...content.recovered, damagedSlot: found.damaged, staleFiles: content.store.layers.reconcile() };
     } catch (error) {
@@ -182,14 +192,18 @@ export class Content {
     return content;
   }
 
-  private replay(at: Position, lowWater: Position, until: Position | undefined): void {
+  private replay(at: Position, lowWater: Position, extent: JournalExtent): void {
     const { journal, core } = this;
+    const { until } = extent;
+    const own = (id: string): boolean => core.epochs.some((epoch) => epoch.id === id && epoch.node === this.options.node);
     let applied: Position | undefined;
     const result = recoverJournal(this.reactor, journal, {
       from: lowWater,
-      durableLsn: until === undefined ? at.lsn : 0,
+      durableLsn: until === undefined ? Math.max(at.lsn, extent.knownDurableLsn ?? 0) : 0,
       ...(until === undefined ? {} : { until }),
-      ownEpoch: (id) => core.epochs.some((epoch) => epoch.id === id && epoch.node === this.options.node),
+      ownEpoch: own,
+      // Only the present epoch: what a rewind or power loss undid of earlier ones may lie about in recycled segments.
+      keptEpoch: (id) => until === undefined && extent.allAppendedKept === true && core.epoch?.id === id && own(id),
       visit: (header, payloadAt, lsn) => {
         if (lsn < at.lsn) {
           core.repend(header, lsn);

@@ -10,7 +10,7 @@ import { IoError, OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Position } from '../journal/journal.js';
-import type { Content } from './content.js';
+import type { Content, JournalExtent } from './content.js';
 import type { EpochEntry, GroupRole } from './replica.js';
 import { writeState } from './statefile.js';
 import type { StateFile } from './statefile.js';
@@ -61,6 +61,19 @@ export class Roles {
 
   get groupId(): string | undefined {
     return this.state.groupId ?? undefined;
+  }
+
+  /** Under the kernel of now; not after a failure of the journal. */
+  private get sameBoot(): boolean {
+    return this.state.bootId === this.options.bootId;
+  }
+
+  /**
+   * What state.json says of the journal's extent; before `started`. A secondary may have been killed in the middle of
+   * a rewind, which leaves batches behind what it erased on purpose.
+   */
+  get known(): JournalExtent {
+    return { knownDurableLsn: this.state.cleanStop?.lsn ?? 0, allAppendedKept: this.role === 'primary' && this.sameBoot };
   }
 
   /** Durable when it returns. Throws IoError. */
@@ -114,7 +127,8 @@ export class Roles {
   started(content: Content, end: Position): void {
     const stop = this.state.cleanStop;
     const clean = stop !== null && stop.lsn === end.lsn && stop.chainHi === end.chainHi && stop.chainLo === end.chainLo;
-    const sameBoot = this.state.bootId === this.options.bootId;
+    // A stop that was noted and is not what was found: recovery should have refused. Lossless it is not.
+    const sameBoot = this.sameBoot && (stop === null || clean);
     // The boot id only once the epoch record of this start is durable: a crash before must find what this start has found.
     this.save({ cleanStop: null });
     if (this.role !== 'primary') {

@@ -18,7 +18,8 @@
  *   batch above it does not verify                        ends the journal there, zeroes the rest
  *   segment begun, its header not on disk                 the journal ends before it; the file is free
  *   segment header damaged (sectors are never torn)       CorruptionError, if the segment continues the journal
- *   valid batches behind the torn one                     erased with the rest
+ *   valid batches behind the torn one                     erased with the rest; CorruptionError when the page cache
+ *                                                         survived, for then nothing can be torn before them
  *   power fails again during all this                     the next recovery does the same
  *
  * Every file is read, written and erased within its own size: the configured one
@@ -48,6 +49,11 @@ export interface RecoverInput {
   readonly durableLsn: number;
   /** Whether this node wrote the batches of an epoch as primary: only then their durable LSNs speak of this node. */
   ownEpoch(epochId: string): boolean;
+  /**
+   * Whether everything that was appended in this epoch is still there, durable or not (the page cache survived): then
+   * a batch behind one that does not verify proves that the latter was not torn, but damaged. Default: never.
+   */
+  keptEpoch?(epochId: string): boolean;
   /**
    * Called for every batch in order: arena offsets of the header and of the
    * padded payload, valid during the call. May throw.
@@ -210,8 +216,11 @@ function durableBehind(memory: Memory, found: FoundSegment[], segment: FoundSegm
         const used = usedHeaderBytes(batch.count(arena.view, at));
         if (at + used > window + bytes || io.crc32c(at + 8, used - 8, 0) !== batch.crc(arena.view, at)) continue;
         const expected = other.baseLsn + pos + (at - window) - SEGMENT_HEADER_BYTES;
-        if (batch.lsn(arena.view, at) !== expected || !input.ownEpoch(batch.epochId(arena.u8, at))) continue;
+        const epochId = batch.epochId(arena.u8, at);
+        if (batch.lsn(arena.view, at) !== expected || !input.ownEpoch(epochId)) continue;
         durable = Math.max(durable, batch.durable(arena.view, at));
+        // Batches are written one after the other: whoever was killed while writing one has written none behind it.
+        if (input.keptEpoch?.(epochId) === true) durable = Math.max(durable, expected);
       }
     }
   }
