@@ -11,11 +11,15 @@ process.once('SIGINT', () => {
   setTimeout(() => process.exit(130), 1000).unref();
 });
 
-// `lockstep journal dump g | head`: the reader has what it wanted.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error;
-  process.exit(0);
-});
+// Without listeners these throw, and a full disk is no bug.
+process.stdout.on('error', outputFailed);
+process.stderr.on('error', () => process.exit(1));
+
+function outputFailed(error: NodeJS.ErrnoException): void {
+  // `lockstep journal dump g | head`: the reader has what it wanted.
+  if (error.code === 'EPIPE') process.exit(0);
+  process.stderr.write(`lockstep: cannot write the output: ${error.message}\n`, () => process.exit(1));
+}
 
 const code = await runCommandLine(process.argv.slice(2), {
   out: (text) => void process.stdout.write(text),
@@ -25,4 +29,9 @@ const code = await runCommandLine(process.argv.slice(2), {
   env: process.env,
   interrupted: interrupt.signal,
 });
-process.exit(code);
+// A write to a pipe is only queued; exit would cut it off. The callbacks run when all before them is out. A stream
+// that failed calls back too, and says so through `outputFailed`.
+process.exitCode = code;
+process.stdout.write('', (failed) => {
+  if (failed === undefined || failed === null) process.stderr.write('', () => process.exit(code));
+});

@@ -1,13 +1,21 @@
 /** Every command: what it asks of the daemon, what it prints, and its exit code. */
+import { statSync } from 'node:fs';
 import { join, resolve, dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
+import type { Test } from 'tap';
 import { ControlError } from '../../src/control/port.js';
 import type { ControlRequest } from '../../src/control/port.js';
 import { device, group, link, nodeStatus, operation, record } from '../control/fake-port.js';
 import { run } from '../harness/process.js';
+import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 import { openCli, runCli } from './harness.js';
 
+const directory = (t: Test): string => {
+  const path = makeTempDirectory('cli-out');
+  t.teardown(() => removeTempDirectory(path));
+  return path;
+};
 const MAIN = join(resolve(dirname(fileURLToPath(import.meta.url)), '..', '..'), 'src', 'cli', 'main.js');
 const waits = { wait: 'durable', waitSeconds: 60 } as const;
 
@@ -203,6 +211,23 @@ t.test('the program itself: exit codes reach the shell, and a closed pipe is no 
   t.equal(piped.code, 0);
   t.equal(piped.stdout.split('\n').length, 4);
   t.equal(piped.stderr, '');
+});
+
+t.test('output that a reader takes late is whole, and output that cannot be written is a failure', async (t) => {
+  const { port, socket } = await openCli(t);
+  const environment = { LOCKSTEP_SOCKET: socket };
+  // Several times what a pipe holds.
+  port.answers.devices = () => ({ group: 'g', lsn: 5, devices: Array.from({ length: 4000 }, () => device({})) });
+  for (const words of [['list', 'g'], ['--json', 'list', 'g']]) {
+    const file = join(directory(t), 'out');
+    t.match(await run('bash', ['-c', '"$@" >"$0"', file, process.execPath, MAIN, ...words], { environment }), { code: 0, stderr: '' });
+    t.ok(statSync(file).size > 2 * 65536);
+    // The wait only gives a process that ends too early the time to do so.
+    const late = await run('bash', ['-c', 'set -o pipefail; "$@" | (sleep 1; cat) | cmp - "$0"', file, process.execPath, MAIN, ...words], { environment });
+    t.match(late, { code: 0, stdout: '', stderr: '' }, words.join(' '));
+  }
+  const full = await run('bash', ['-c', '"$@" >/dev/full', 'bash', process.execPath, MAIN, 'list', 'g'], { environment });
+  t.match(full, { code: 1, stderr: /^lockstep: cannot write the output: ENOSPC[^\n]*\n$/ });
 });
 
 t.test('a device list shows protection and clients', async (t) => {
