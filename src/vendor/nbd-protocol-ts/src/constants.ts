@@ -160,8 +160,8 @@ export const MAX_STRING_BYTES = 4096;
 export const MAX_OPTION_BYTES = 64 * 1024;
 /** Longest option data that is skipped. A client that announces more is disconnected. */
 export const MAX_SKIPPED_OPTION_BYTES = 1024 * 1024;
-/** Options in one handshake. A client that sends more is disconnected. */
-export const MAX_OPTIONS = 1024;
+/** Options in one handshake. A client that sends more is disconnected. Clients that describe a list ask twice for each export. */
+export const MAX_OPTIONS = 16384;
 /** A server handshake that has at least this much output waiting reads no further option. */
 export const MAX_PENDING_OUTPUT_BYTES = 256 * 1024;
 /** Longest payload of a READ or WRITE that is served: below it a server should never disconnect ("Block size constraints"). */
