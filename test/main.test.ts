@@ -1,5 +1,7 @@
 /** lockstepd's arguments, exit codes and first errors, as a process. */
 import { chmodSync, existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import type { AddressInfo } from 'node:net';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
@@ -78,6 +80,30 @@ t.test('a data directory that cannot be used is a sentence', async (t) => {
   }
   mkdirSync(join(directory, 'odd', 'lock'), { recursive: true });
   t.throws(() => DirectoryLock.acquire(join(directory, 'odd')), OperatorError);
+});
+
+t.test('an address that cannot be listened on is a sentence, and no group is opened for it', async (t) => {
+  const taken = createServer();
+  t.teardown(() => taken.close());
+  await new Promise<void>((done) => taken.listen(0, '127.0.0.1', done));
+  const used = `tcp:127.0.0.1:${(taken.address() as AddressInfo).port}`;
+  const plain = join(directory, 'plain');
+  writeFileSync(plain, 'x');
+  const cases: readonly [Record<string, unknown>, RegExp][] = [
+    [{ nbd: { listen: [used] } }, /^lockstepd: cannot listen on tcp:127\.0\.0\.1:\d+: the address is in use \(nbd\.listen in the configuration\)$/m],
+    [{ link: { listen: used } }, /the address is in use \(link\.listen in/],
+    [{ nbd: { listen: ['tcp:192.0.2.1:1'] } }, /this machine has no such address/],
+    [{ nbd: { listen: [`unix:${plain}`] } }, /plain: a process listens there, or a file that is not a socket is in the way/],
+    [{ nbd: { listen: [`unix:${plain}/s`] } }, /a part of the path is not a directory/],
+  ];
+  for (const [over, words] of cases) {
+    const file = config('deaf', { ...over, groups: [{ name: 'g', role: 'primary' }] });
+    const result = await lockstepd('--config', file);
+    t.match(result, { code: 2, stderr: words });
+    t.notMatch(result.stderr, /a bug/);
+    t.notOk(existsSync(join(directory, 'deaf', 'groups', 'g')), 'its group was not touched');
+  }
+  t.equal(readFileSync(plain, 'utf8'), 'x');
 });
 
 t.test('a daemon serves until a signal, ends with 0, and keeps a second one off', async (t) => {

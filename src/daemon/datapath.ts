@@ -6,7 +6,6 @@
  * Owns: construction and the order of the end. Must not know: threads, HTTP.
  */
 
-import { dirname } from 'node:path';
 import type { Address } from '../base/address.js';
 import { formatAddress } from '../base/address.js';
 import { CorruptionError, IoError } from '../base/errors.js';
@@ -26,6 +25,7 @@ import { MAX_BATCH_PAYLOAD } from '../journal/format.js';
 import { NbdServer } from '../nbd/server.js';
 import type { Listener } from '../nbd/listener.js';
 import type { WalkerOptions } from '../store/walker.js';
+import { listening, tryAddresses } from './addresses.js';
 import { Links } from './links.js';
 import { takeFixedMemory } from './memory.js';
 
@@ -97,19 +97,17 @@ export class DataPath {
     });
   }
 
-  /** Opens everything; blocking. A group that cannot be opened is reported in `broken`. Throws IoError for listeners, OperatorError when the arena is too small. */
+  /** Opens everything; blocking. A group that cannot be opened is reported in `broken`. Throws OperatorError for listeners, and when the arena is too small. */
   static open(reactor: Reactor, config: Config, log: Log, surroundings: Surroundings): DataPath {
     // Each by itself: a directory that exists may not have a durable name yet.
     mkdirs(reactor.io, config.dataDirectory);
     mkdirs(reactor.io, `${config.dataDirectory}/groups`);
+    tryAddresses(reactor, config, surroundings.serveNbd !== false);
     const path = new DataPath(reactor, config, log, surroundings);
-    path.links.start();
+    listening('link.listen', config.link.listen, () => path.links.start());
     const { nbd } = path;
     if (nbd !== undefined) {
-      for (const address of config.nbd.listen) {
-        if (address.kind === 'unix') mkdirs(reactor.io, dirname(address.path));
-        path.nbdListeners.push({ address, listener: nbd.listen(address) });
-      }
+      for (const address of config.nbd.listen) path.nbdListeners.push({ address, listener: listening('nbd.listen', address, () => nbd.listen(address)) });
     }
     return path;
   }
