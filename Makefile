@@ -17,7 +17,7 @@ CRASH_KILLS ?= 200
 SOURCES := $(shell find src test scripts -name '*.ts' 2>/dev/null)
 RUN     := $(NODE) dist/test/run.js
 
-.PHONY: help deps deps-npm deps-test deps-demo deps-kernel deps-bench native build demo test check bench test-kernel \
+.PHONY: help deps demo-place deps-npm deps-test deps-demo deps-kernel deps-bench native build demo test check bench test-kernel \
         test-sim test-crash install clean
 
 help: ## this list
@@ -60,7 +60,10 @@ build: deps-npm native ## compile everything below dist/ and native/build/
 
 # ---- using it ---------------------------------------------------------------
 
-demo: deps-demo build ## two nodes, a filesystem, a snapshot, damage, a restore
+demo-place:
+	@scripts/setup/demo-place.sh
+
+demo: demo-place deps-demo build ## two nodes, a filesystem, a snapshot, damage, a restore
 	@$(NODE) dist/scripts/demo/demo.js $(ARGS)
 
 bench: deps-bench build ## figures beside nbdkit, nbd-server and qemu-nbd

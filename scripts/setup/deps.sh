@@ -81,7 +81,7 @@ case ${1-} in
   # shellcheck disable=SC2086
   test) debian $packages_test ;;
   # shellcheck disable=SC2086
-  demo) [ -e /dev/nbd0 ] && debian kmod e2fsprogs libnbd-bin || debian $packages_demo ;;
+  demo) if [ "$(id -u)" = 0 ] && [ -e /dev/nbd0 ] && [ -e /sys/block/nbd0 ]; then debian kmod e2fsprogs libnbd-bin; else debian $packages_demo; fi ;;
   # shellcheck disable=SC2086
   kernel) debian $packages_kernel ;;
   # shellcheck disable=SC2086
