@@ -36,6 +36,8 @@ export interface Scale {
   readonly checkpointBufferBytes: number;
   readonly maxBatchPayload: number;
   readonly compactSlackBytes: number;
+  /** The journal is made durable at the latest when this part of it is not: nothing can be destaged before. */
+  readonly syncFraction: number;
   /** A destage round starts when this part of the journal was written since the last one ... */
   readonly destageFraction: number;
   /** ... or this long after the first pending block, microseconds. */
@@ -50,13 +52,11 @@ export const DEFAULT_SCALE: Scale = {
   checkpointBufferBytes: 64 * KIB,
   maxBatchPayload: MAX_BATCH_PAYLOAD,
   compactSlackBytes: 64 * MIB,
+  syncFraction: 0.125,
   destageFraction: 0.375,
   destageUs: 5_000_000,
   retryUs: 1_000_000,
 };
-
-/** A journal is made durable at the latest when this part of it is not: nothing can be destaged before. */
-const SYNC_SHARE = 0.125;
 
 /** What the data path is given beside its configuration. */
 export interface Surroundings {
@@ -138,7 +138,7 @@ export class DataPath {
       watermarkBytes: group.store.freeSpaceWatermark,
       space: this.surroundings.space,
       journal: {
-        segmentBytes: group.journal.segmentSize, maxSegments, syncBytes: Math.min(group.journal.syncBytes, group.journal.size * SYNC_SHARE), syncUs: group.journal.syncMilliseconds * 1000,
+        segmentBytes: group.journal.segmentSize, maxSegments, syncBytes: Math.min(group.journal.syncBytes, group.journal.size * scale.syncFraction), syncUs: group.journal.syncMilliseconds * 1000,
         maxBatchPayload: scale.maxBatchPayload,
       },
       destager: {

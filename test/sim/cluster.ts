@@ -121,7 +121,7 @@ export class SimHost {
     });
     const scale: Scale = {
       requestSlots: 256, destageBufferBytes: 64 * KIB, checkpointBufferBytes: 16 * KIB, maxBatchPayload: this.sizes.maxBatchPayload,
-      compactSlackBytes: this.sizes.compactSlackBytes, destageFraction: this.sizes.destageFraction, destageUs: this.sizes.destageUs, retryUs: 5_000,
+      compactSlackBytes: this.sizes.compactSlackBytes, syncFraction: 1, destageFraction: this.sizes.destageFraction, destageUs: this.sizes.destageUs, retryUs: 5_000,
     };
     this.failedToStart = undefined;
     return this.node.attempt(() => {
