@@ -106,7 +106,7 @@ export class Roles {
   private noteBoot(): void {
     if (this.role === 'stopped') return;
     try {
-      this.save({ bootId: this.options.bootId });
+      this.save({ bootId: this.options.bootId, promotedPast: undefined });
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
       this.log.warn(`cannot note the boot, the next start will count as one after power loss: ${error.message}`);
@@ -135,7 +135,7 @@ export class Roles {
       this.noteBoot();
     } else if (content.applyProblem !== undefined) {
       this.stop(`its own journal cannot be replayed: ${content.applyProblem}`);
-    } else if (content.core.epoch?.node !== this.options.node) {
+    } else if (content.core.epoch?.node !== this.options.node || content.core.epoch.number <= (this.state.promotedPast ?? -1)) {
       // A promotion was cut off before its epoch record: this node has what was shipped, and no more than that.
       this.host.beginEpoch(false, 'the promotion of this node was cut off before its epoch began');
       this.noteBoot();
@@ -212,10 +212,11 @@ export class Roles {
       throw new OperatorError('group/busy', `${group} holds records that it cannot execute, so promoting it would lose them: ${content.applyProblem}`);
     }
     // The role first: if power fails before the epoch record is durable, the start as primary appends one.
-    this.save({ role: 'primary', roleReason: reason });
+    this.save({ role: 'primary', roleReason: reason, promotedPast: content.core.epoch?.number ?? 0 });
     this.role = 'primary';
     this.reason = reason;
     this.host.beginEpoch(false, reason);
+    this.noteBoot();
     this.host.roleChanged();
     return content.core.epoch!;
   }

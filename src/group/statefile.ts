@@ -21,6 +21,8 @@ const shape = z.strictObject({
   roleReason: z.string(),
   /** Kernel boot during which the node last ran: the page cache survives a crash of the daemon, not one of the kernel. */
   bootId: z.string(),
+  /** While a promotion is under way: the epoch that its own must exceed. Until that is durable the promotion has not happened. */
+  promotedPast: z.number().int().nonnegative().optional(),
   /** Where the journal ended when the node was stopped in order; null while it runs. */
   cleanStop: position.nullable(),
 });
