@@ -175,11 +175,11 @@ t.test('queues do not wait for one another', (t) => {
   const bulk = io.open(`${directory}/bulk`, O.RDWR | O.CREAT, 0o600);
   const finished: string[] = [];
   const zeros = new JobTable().add(JobOp.zero, bulk, 0, 1024 * 1024, 0);
-  for (let i = 0; i < 200; i++) reactor.submit(Queue.destage, zeros, () => finished.push('bulk'));
+  for (let i = 0; i < 1500; i++) reactor.submit(Queue.destage, zeros, () => finished.push('bulk'));
   for (const queue of [Queue.sync, Queue.read, Queue.checkpoint, Queue.append]) {
     reactor.submit(queue, new JobTable(), () => finished.push('other'));
   }
-  f.until(() => finished.length === 204);
+  f.until(() => finished.length === 1504);
   t.ok(finished.lastIndexOf('other') < finished.lastIndexOf('bulk'), 'the others did not stand behind all of the bulk work');
   io.close(bulk);
   t.end();
