@@ -73,8 +73,6 @@ export interface JournalExtent {
   readonly until?: Position;
   /** This node noted that everything below was durable. */
   readonly knownDurableLsn?: number;
-  /** The page cache kept all that this node appended in its own present epoch. */
-  readonly allAppendedKept?: boolean;
 }
 
 export interface Recovered {
@@ -202,8 +200,6 @@ export class Content {
       durableLsn: until === undefined ? Math.max(at.lsn, extent.knownDurableLsn ?? 0) : 0,
       ...(until === undefined ? {} : { until }),
       ownEpoch: own,
-      // Only the present epoch: what a rewind or power loss undid of earlier ones may lie about in recycled segments.
-      keptEpoch: (id) => until === undefined && extent.allAppendedKept === true && core.epoch?.id === id && own(id),
       visit: (header, payloadAt, lsn) => {
         if (lsn < at.lsn) {
           core.repend(header, lsn);

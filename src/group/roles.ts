@@ -69,11 +69,11 @@ export class Roles {
   }
 
   /**
-   * What state.json says of the journal's extent; before `started`. A secondary may have been killed in the middle of
-   * a rewind, which leaves batches behind what it erased on purpose.
+   * What state.json says of the journal's extent; before `started`. That the kernel is still the same proves nothing
+   * of it: a failed fsync may have dropped pages, and its note may have failed too.
    */
   get known(): JournalExtent {
-    return { knownDurableLsn: this.state.cleanStop?.lsn ?? 0, allAppendedKept: this.role === 'primary' && this.sameBoot };
+    return { knownDurableLsn: this.state.cleanStop?.lsn ?? 0 };
   }
 
   /** Durable when it returns. Throws IoError. */

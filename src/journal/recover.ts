@@ -50,11 +50,6 @@ export interface RecoverInput {
   /** Whether this node wrote the batches of an epoch as primary: only then their durable LSNs speak of this node. */
   ownEpoch(epochId: string): boolean;
   /**
-   * Whether everything that was appended in this epoch is still there, durable or not (the page cache survived): then
-   * a batch behind one that does not verify proves that the latter was not torn, but damaged. Default: never.
-   */
-  keptEpoch?(epochId: string): boolean;
-  /**
    * Called for every batch in order: arena offsets of the header and of the
    * padded payload, valid during the call. May throw.
    */
@@ -216,11 +211,8 @@ function durableBehind(memory: Memory, found: FoundSegment[], segment: FoundSegm
         const used = usedHeaderBytes(batch.count(arena.view, at));
         if (at + used > window + bytes || io.crc32c(at + 8, used - 8, 0) !== batch.crc(arena.view, at)) continue;
         const expected = other.baseLsn + pos + (at - window) - SEGMENT_HEADER_BYTES;
-        const epochId = batch.epochId(arena.u8, at);
-        if (batch.lsn(arena.view, at) !== expected || !input.ownEpoch(epochId)) continue;
+        if (batch.lsn(arena.view, at) !== expected || !input.ownEpoch(batch.epochId(arena.u8, at))) continue;
         durable = Math.max(durable, batch.durable(arena.view, at));
-        // Batches are written one after the other: whoever was killed while writing one has written none behind it.
-        if (input.keptEpoch?.(epochId) === true) durable = Math.max(durable, expected);
       }
     }
   }

@@ -165,14 +165,3 @@ for (const reboot of [false, true]) {
     }
   });
 }
-
-t.test('under the same boot a batch behind the damage proves that it is no torn tail', async (t) => {
-  for (const fromEnd of [2, 4]) {
-    const rig = appended(5);
-    t.teardown(() => rig.dispose());
-    rig.host.crash('kill');
-    const { lsn, path, pos } = batches(rig).at(-fromEnd)!;
-    rig.host.node.disk.corrupt(path, pos + 4096, 1);
-    t.match(rig.tryStart(), new RegExp(`${path}, byte ${pos}: .* at LSN ${lsn}`), `batch ${fromEnd} from the end`);
-  }
-});
