@@ -5,6 +5,7 @@
  * Owns: the sentences and the checks across keys. Must not know: files.
  */
 
+import { showValue, valueAt } from '../base/values.js';
 import { isDeepStrictEqual } from 'node:util';
 import type { z } from 'zod';
 import { formatAddress } from '../base/address.js';
@@ -65,20 +66,6 @@ function schemaAt(path: readonly PropertyKey[]): z.ZodType | undefined {
     schema = inner;
   }
   return schema;
-}
-
-function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
-  let value = root;
-  for (const key of path) {
-    if (value === null || typeof value !== 'object' || !Object.hasOwn(value, key)) return undefined;
-    value = (value as Record<PropertyKey, unknown>)[key];
-  }
-  return value;
-}
-
-function showValue(value: unknown): string {
-  const text = JSON.stringify(value) ?? String(value);
-  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
 }
 
 // ---- checks across keys -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
  * errors; must not know which request it was.
  */
 
+import { showValue, valueAt } from '../base/values.js';
 import type { z } from 'zod';
 import { nearest } from '../base/nearest.js';
 
@@ -23,19 +24,5 @@ function sentences(issue: z.core.$ZodIssue, input: unknown, known: readonly stri
   if (path === '') return [`the request must be a JSON object with the keys ${known.join(', ')}`];
   const value = valueAt(input, issue.path);
   const must = issue.message.startsWith('must ') ? issue.message : `is not valid: ${issue.message.replace(/^Invalid input: /, '')}`;
-  return value === undefined ? [`${path} is missing${issue.message.startsWith('must ') ? `, it ${must}` : ''}`] : [`${path} ${must}, not ${shown(value)}`];
-}
-
-function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
-  let value = root;
-  for (const key of path) {
-    if (value === null || typeof value !== 'object' || !Object.hasOwn(value, key)) return undefined;
-    value = (value as Record<PropertyKey, unknown>)[key];
-  }
-  return value;
-}
-
-function shown(value: unknown): string {
-  const text = JSON.stringify(value) ?? String(value);
-  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
+  return value === undefined ? [`${path} is missing${issue.message.startsWith('must ') ? `, it ${must}` : ''}`] : [`${path} ${must}, not ${showValue(value)}`];
 }

@@ -95,8 +95,3 @@ export function planRemove(judged: Judged, name: string, withSnapshots: boolean,
   }
   return { operation: { op: 'remove', devices: doomed.map((one) => one.id) }, disconnect: busy.map((one) => one.id) };
 }
-
-/** For messages: what a device is. */
-export function describeDevice(tree: Tree, device: Device): string {
-  return `${tree.nameOf(device)} (${device.kind}, ${formatSize(device.sizeBytes)})`;
-}
