@@ -19,6 +19,7 @@ import type { Log } from '../base/log.js';
 import type { ReplicatedGroup } from '../group/replica.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
+import type { Connection } from './connection.js';
 import { DialerHello } from './hello.js';
 import type { LinkIdentity } from './hello.js';
 import { firstLsn } from './history.js';
@@ -71,6 +72,8 @@ export class OutgoingLink implements SessionOwner {
   appliedLsn = 0;
   lastError: PeerError | undefined;
 
+  /** Dialled and not closed: that of `outgoing`, and of ended sessions those whose last words the peer has yet to read. */
+  private readonly dialled = new Set<Connection>();
   private connects = 0;
   private failures = 0;
   private cursor: number | undefined;
@@ -146,6 +149,9 @@ export class OutgoingLink implements SessionOwner {
     this.outgoing = session;
     try {
       session.start();
+      const { connection } = session;
+      this.dialled.add(connection);
+      connection.onClosed = () => void this.dialled.delete(connection);
     } catch (error) {
       if (!(error instanceof PeerError)) throw error;
       this.outgoing = undefined;
@@ -269,7 +275,7 @@ export class OutgoingLink implements SessionOwner {
     this.attempt();
   }
 
-  /** Ends the sessions at once. Idempotent. */
+  /** Ends the sessions at once, and what still lingers of earlier ones that were dialled (others: LinkListener). Idempotent. */
   close(): void {
     if (this.closed) return;
     this.closed = true;
@@ -278,6 +284,7 @@ export class OutgoingLink implements SessionOwner {
       session?.end(new PeerError('link/closing', `node ${this.node} is shutting down`));
       session?.connection.close();
     }
+    for (const connection of [...this.dialled]) connection.close();
     this.keepFrom(undefined);
   }
 

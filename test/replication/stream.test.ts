@@ -179,6 +179,22 @@ t.test('nothing is left in the arena when links and listener are closed', async 
   t.strictSame([a.arena.usedBytes, b.arena.usedBytes], base);
 });
 
+t.test('closing the links ends also a connection that only waits for its last words to be read', async (t) => {
+  const rig = realRig(t);
+  const { a, b } = pair(rig, { ...FAST, lingerUs: 3_600_000_000 });
+  const base = a.arena.usedBytes;
+  a.links.start();
+  b.links.start();
+  rig.until(() => a.links.status()[0].state === 'streaming');
+  a.group.role = 'secondary';
+  a.links.rolesChanged();
+  t.equal(a.links.link('b')?.outgoing, undefined, 'the session has ended');
+  t.ok(a.arena.usedBytes > base, 'its connection lingers');
+  a.closeLinks();
+  t.equal(a.arena.usedBytes, base);
+  rig.until(() => b.listener?.connectionCount === 0, 'the end of the connection at the peer');
+});
+
 t.test('a drop releases the cursor, ends the link for good, and is told to the peer', async (t) => {
   const rig = realRig(t);
   const { a, b } = pair(rig);
