@@ -168,6 +168,9 @@ function checkLeaks(seed: number, world: World, a: Side, b: Side): void {
   }
 }
 
+// The limit is that of the runner (test/run.ts --timeout), also when this file is run by itself.
+t.setTimeout(7_200_000);
+
 t.test('two nodes agree whatever the network and crashes do', async (t) => {
   const seeds = FIRST === undefined ? Array.from({ length: RUNS }, (_, i) => i + 1) : [FIRST];
   const seen = new Map<string, number>();
