@@ -3,6 +3,7 @@
  * put together. Owns the one spelling rule; must not know what exists.
  *
  *   device name     volume | volume@snapshot            within a group
+ *   set name        @snapshot                           within a group: what one group snapshot made
  *   export name     group/volume | group/volume@snapshot   NBD, command line
  */
 
@@ -35,6 +36,11 @@ export function parseDeviceName(words: string): DeviceName | undefined {
   const snapshot = at < 0 ? undefined : words.slice(at + 1);
   if (!isName(volume) || (snapshot !== undefined && !isName(snapshot))) return undefined;
   return { volume, snapshot };
+}
+
+/** The name in `@NAME`, which means a group snapshot; undefined for anything else. */
+export function parseSetName(words: string): string | undefined {
+  return words.startsWith('@') && isName(words.slice(1)) ? words.slice(1) : undefined;
 }
 
 /** Splits `group`, `group/volume` or `group/volume@snapshot`; undefined when a part breaks the rule. */

@@ -30,33 +30,106 @@ export interface CreateRequest extends Waiting {
   readonly sizeBytes: number;
 }
 
-/** Creates the snapshot VOLUME@name, VOLUME being that of `source`; what `source` is at the marker becomes its content. */
+/**
+ * Creates the snapshot VOLUME@name, VOLUME being that of `source`; what `source`
+ * is at the marker becomes its content. Without a source: one of every volume of
+ * the group, together the set @name.
+ */
 export interface SnapshotRequest extends Waiting {
   readonly op: 'snapshot';
   readonly group: string;
-  /** VOLUME or VOLUME@SNAPSHOT. */
-  readonly source: string;
+  /** VOLUME or VOLUME@SNAPSHOT; null = the whole group. */
+  readonly source: string | null;
   readonly name: string;
 }
 
-/** `target` becomes what `source` is; refused while clients may write to it, unless `force` disconnects them. */
+/** Pairs (offset, length) in bytes. */
+export type Ranges = readonly (readonly [number, number])[];
+
+/** `target` becomes what `source` is, in `ranges` or, when there are none, as a whole; refused while clients may write to it, unless `force` disconnects them. */
 export interface RestoreRequest extends Waiting {
   readonly op: 'restore';
   readonly group: string;
-  readonly target: string;
+  /** Null when the source is a set: then every volume that has a member. */
+  readonly target: string | null;
+  /** A device, or @SET. */
   readonly source: string;
+  readonly ranges: Ranges;
   readonly force: boolean;
 }
 
-/** Removes a snapshot (its children go to its parent), or a volume; one with snapshots only `withSnapshots`. */
+/** The snapshot, or every member of the set, becomes what its parent is now. */
+export interface RefreshRequest extends Waiting {
+  readonly op: 'refresh';
+  readonly group: string;
+  /** VOLUME@SNAPSHOT or @SET. */
+  readonly target: string;
+  readonly force: boolean;
+}
+
+/** The snapshot `target` becomes what the snapshot `source` is. */
+export interface SyncRequest extends Waiting {
+  readonly op: 'sync';
+  readonly group: string;
+  readonly target: string;
+  readonly source: string;
+  readonly ranges: Ranges;
+  readonly force: boolean;
+}
+
+/** Shrinking what may hold data, or has clients, only with `force`. */
+export interface ResizeRequest extends Waiting {
+  readonly op: 'resize';
+  readonly group: string;
+  readonly device: string;
+  readonly sizeBytes: number;
+  readonly force: boolean;
+}
+
+/** Removes a snapshot (its children go to its parent), a set, or a volume; one with snapshots only `withSnapshots`. */
 export interface RemoveRequest extends Waiting {
   readonly op: 'remove';
   readonly group: string;
+  /** A device, or @SET. */
   readonly device: string;
   readonly withSnapshots: boolean;
   /** Disconnect its clients first. */
   readonly force: boolean;
 }
+
+/** Gives a device another name: a volume's is part of the names of its snapshots. */
+export interface RenameRequest extends Waiting {
+  readonly op: 'rename';
+  readonly group: string;
+  /** A device, or @SET. */
+  readonly device: string;
+  /** The new name of the volume, or the part behind the '@'. */
+  readonly name: string;
+  /** Also when it is one member of a set. */
+  readonly force: boolean;
+}
+
+/** `on`: no removal, restore, refresh or shrinking, and no writes to snapshots, until it is taken back. */
+export interface ProtectRequest extends Waiting {
+  readonly op: 'protect';
+  readonly group: string;
+  /** A device, or @SET. */
+  readonly device: string;
+  readonly on: boolean;
+  readonly force: boolean;
+}
+
+/** A new volume with the content of a snapshot, independent of it from then on. */
+export interface CloneRequest extends Waiting {
+  readonly op: 'clone';
+  readonly group: string;
+  readonly source: string;
+  readonly name: string;
+}
+
+/** What becomes a marker. */
+export type OperationRequest =
+  | CreateRequest | SnapshotRequest | RestoreRequest | RefreshRequest | SyncRequest | ResizeRequest | RemoveRequest | RenameRequest | ProtectRequest | CloneRequest;
 
 /** Makes a secondary the primary in a new epoch, after it applied all that it has. */
 export interface PromoteRequest {
@@ -142,7 +215,7 @@ export interface MetricsReply {
 }
 
 export type ControlRequest =
-  | CreateRequest | SnapshotRequest | RestoreRequest | RemoveRequest | PromoteRequest | FlushRequest
+  | OperationRequest | PromoteRequest | FlushRequest
   | StatusRequest | DevicesRequest | LinksRequest | LinkDropRequest | JournalRequest | MetricsRequest;
 
 /** What each request is answered with. */
@@ -150,7 +223,13 @@ export interface ControlReplies {
   create: OperationReply;
   snapshot: OperationReply;
   restore: OperationReply;
+  refresh: OperationReply;
+  sync: OperationReply;
+  resize: OperationReply;
   remove: OperationReply;
+  rename: OperationReply;
+  protect: OperationReply;
+  clone: OperationReply;
   promote: PromoteReply;
   flush: FlushReply;
   status: NodeStatus;
@@ -168,8 +247,10 @@ export type ReplyOf<R extends ControlRequest> = ControlReplies[R['op']];
  * follows from it: …/not-found 404, …/exists, …/busy and other operator errors
  * 409, `usage` 400, everything else 500. Codes that the data path uses:
  *
- *   group/not-found device/not-found link/not-found
- *   device/exists device/busy device/protected device/has-snapshots
+ *   group/not-found device/not-found set/not-found link/not-found
+ *   device/exists set/exists device/busy device/protected device/has-snapshots device/has-data
+ *   device/same device/same-size device/in-set device/unrelated device/not-snapshot device/too-large
+ *   group/empty range/invalid operation/too-large
  *   role/not-primary role/not-secondary group/stopped
  *   space/low journal/not-retained journal/stalled
  */

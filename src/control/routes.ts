@@ -10,7 +10,9 @@ import { z } from 'zod';
 import { HttpError, usage } from './http.js';
 import type { ControlRequest, JournalRequest } from './port.js';
 import { problemText } from './problems.js';
-import { CreateVolumeBody, Device, FlushBody, JournalQuery, Name, PromoteBody, RemoveQuery, RestoreBody, SnapshotBody } from './schema.js';
+import {
+  CloneBody, CreateVolumeBody, DeviceOrSet, FlushBody, JournalQuery, Name, PromoteBody, ProtectBody, RefreshBody, RemoveQuery, RenameBody, ResizeBody, RestoreBody, SnapshotBody, SyncBody,
+} from './schema.js';
 
 /** What a matched request leads to. */
 export type Action =
@@ -75,9 +77,40 @@ export const ROUTES: readonly Route[] = [
     },
   },
   {
+    method: 'POST', path: '/v1/groups/:group/refresh', body: true,
+    action: (params, input) => call({ op: 'refresh', group: groupOf(params), ...parse(RefreshBody, input) }),
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/sync', body: true,
+    action: (params, input) => call({ op: 'sync', group: groupOf(params), ...parse(SyncBody, input) }),
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/resize', body: true,
+    action: (params, input) => {
+      const { size, ...rest } = parse(ResizeBody, input);
+      return call({ op: 'resize', group: groupOf(params), sizeBytes: size, ...rest });
+    },
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/rename', body: true,
+    action: (params, input) => call({ op: 'rename', group: groupOf(params), ...parse(RenameBody, input) }),
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/protect', body: true,
+    action: (params, input) => call({ op: 'protect', on: true, group: groupOf(params), ...parse(ProtectBody, input) }),
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/unprotect', body: true,
+    action: (params, input) => call({ op: 'protect', on: false, group: groupOf(params), ...parse(ProtectBody, input) }),
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/clone', body: true,
+    action: (params, input) => call({ op: 'clone', group: groupOf(params), ...parse(CloneBody, input) }, 201),
+  },
+  {
     method: 'DELETE', path: '/v1/groups/:group/devices/:device', body: false,
     action: (params, input) => {
-      const device = Device.safeParse(params['device']);
+      const device = DeviceOrSet.safeParse(params['device']);
       if (!device.success) throw usage(`the device's name ${device.error.issues[0].message}`);
       return call({ op: 'remove', group: groupOf(params), device: device.data, ...parse(RemoveQuery, input) });
     },

@@ -11,7 +11,7 @@
  */
 
 import { z } from 'zod';
-import { NAME_PATTERN, NAME_RULE, parseDeviceName } from '../base/names.js';
+import { NAME_PATTERN, NAME_RULE, parseDeviceName, parseSetName } from '../base/names.js';
 import { BLOCK_BYTES, MAX_DEVICE_BYTES, formatSize, parseSize } from '../base/units.js';
 
 // ---- words ------------------------------------------------------------------------------------------
@@ -22,6 +22,16 @@ export const Name = z.string(`must be ${NAME_RULE}`).regex(NAME_PATTERN, `must b
 export const Device = z
   .string('must be VOLUME or VOLUME@SNAPSHOT')
   .refine((words) => parseDeviceName(words) !== undefined, `must be VOLUME or VOLUME@SNAPSHOT, each ${NAME_RULE}`);
+
+/** A device within a group, or a group snapshot. */
+export const DeviceOrSet = z
+  .string('must be VOLUME, VOLUME@SNAPSHOT or @SET')
+  .refine((words) => parseDeviceName(words) !== undefined || parseSetName(words) !== undefined, `must be VOLUME, VOLUME@SNAPSHOT or @SET, each ${NAME_RULE}`);
+
+const rangeRule = `must be [offset, length] in bytes, whole multiples of ${BLOCK_BYTES}`;
+const rangeNumber = z.number(rangeRule).int(rangeRule).nonnegative(rangeRule).max(MAX_DEVICE_BYTES, rangeRule).multipleOf(BLOCK_BYTES, rangeRule);
+/** Parts of a device, ascending and apart; none = all of it. */
+export const Ranges = z.array(z.tuple([rangeNumber, rangeNumber], rangeRule)).max(1024).default([]);
 
 export const LsnNumber = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
 
@@ -54,11 +64,31 @@ const waiting = {
 /** POST /v1/groups/{group}/volumes */
 export const CreateVolumeBody = z.strictObject({ name: Name, size: DeviceSize, ...waiting });
 
-/** POST /v1/groups/{group}/snapshots: `source@name` of a volume's source, `volume@name` of a snapshot's. */
-export const SnapshotBody = z.strictObject({ source: Device, name: Name, ...waiting });
+const force = z.boolean().default(false);
 
-/** POST /v1/groups/{group}/restore: `target` becomes what `source` is. */
-export const RestoreBody = z.strictObject({ target: Device, source: Device, force: z.boolean().default(false), ...waiting });
+/** POST /v1/groups/{group}/snapshots: `source@name` of a volume's source, `volume@name` of a snapshot's; without source the set `@name` of all volumes. */
+export const SnapshotBody = z.strictObject({ source: Device.nullable().default(null), name: Name, ...waiting });
+
+/** POST /v1/groups/{group}/restore: `target` becomes what `source` is; without target, the source being a set, all its volumes. */
+export const RestoreBody = z.strictObject({ target: Device.nullable().default(null), source: DeviceOrSet, ranges: Ranges, force, ...waiting });
+
+/** POST /v1/groups/{group}/refresh */
+export const RefreshBody = z.strictObject({ target: DeviceOrSet, force, ...waiting });
+
+/** POST /v1/groups/{group}/sync */
+export const SyncBody = z.strictObject({ target: Device, source: Device, ranges: Ranges, force, ...waiting });
+
+/** POST /v1/groups/{group}/resize */
+export const ResizeBody = z.strictObject({ device: Device, size: DeviceSize, force, ...waiting });
+
+/** POST /v1/groups/{group}/rename */
+export const RenameBody = z.strictObject({ device: DeviceOrSet, name: Name, force, ...waiting });
+
+/** POST /v1/groups/{group}/protect and /unprotect */
+export const ProtectBody = z.strictObject({ device: DeviceOrSet, force, ...waiting });
+
+/** POST /v1/groups/{group}/clone */
+export const CloneBody = z.strictObject({ source: Device, name: Name, ...waiting });
 
 /** DELETE /v1/groups/{group}/devices/{device}; a query, hence words. */
 export const RemoveQuery = z.strictObject({
@@ -107,6 +137,8 @@ export const DeviceEntry = z.object({
   parent: z.number().int().nullable(),
   sizeBytes: z.number(),
   protected: z.boolean(),
+  /** The group snapshot that it belongs to; null = none. */
+  set: z.string().nullable(),
   creationLsn: z.number(),
   creationTimeMs: z.number(),
   /** Position of the last record that broke continuity (DESIGN §8), as clients see it. */
@@ -121,8 +153,10 @@ export const DevicesReply = z.object({ group: z.string(), lsn: z.number(), devic
 export const OperationReply = z.object({
   /** Position of the marker. */
   lsn: z.number(),
-  /** The device that was created or changed; null after a removal. */
+  /** The device that was created or changed; null after a removal. Of several, the first. */
   device: DeviceEntry.nullable(),
+  /** All devices that were created or changed. */
+  devices: z.array(DeviceEntry),
   /** Time that the data thread spent in it, without waiting. */
   dataThreadUs: z.number(),
   /** What was reached before the reply. */
@@ -281,4 +315,10 @@ export type JournalRecord = z.infer<typeof JournalRecord>;
 export type CreateVolumeBody = z.output<typeof CreateVolumeBody>;
 export type SnapshotBody = z.output<typeof SnapshotBody>;
 export type RestoreBody = z.output<typeof RestoreBody>;
+export type RefreshBody = z.output<typeof RefreshBody>;
+export type SyncBody = z.output<typeof SyncBody>;
+export type ResizeBody = z.output<typeof ResizeBody>;
+export type RenameBody = z.output<typeof RenameBody>;
+export type ProtectBody = z.output<typeof ProtectBody>;
+export type CloneBody = z.output<typeof CloneBody>;
 export type FlushBody = z.output<typeof FlushBody>;

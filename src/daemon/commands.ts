@@ -8,14 +8,11 @@
 
 import { unreachable } from '../base/assert.js';
 import { OperatorError } from '../base/errors.js';
-import type { ControlReplies, ControlRequest, MetricSample, Waiting } from '../control/port.js';
-import type { OperationReply } from '../control/schema.js';
+import type { ControlReplies, ControlRequest, MetricSample } from '../control/port.js';
 import type { Group } from '../group/group.js';
-import type { Performed } from '../group/perform.js';
-import { planCreate, planRemove, planRestore, planSnapshot } from '../group/operations.js';
-import type { Operation } from '../group/record.js';
 import type { DataPath } from './datapath.js';
 import { journalPage } from './journal-page.js';
+import { operate } from './operate.js';
 import { deviceEntry, nodeStatus } from './status.js';
 
 type Reply = ControlReplies[keyof ControlReplies];
@@ -55,31 +52,18 @@ export class Commands {
       case 'linkDrop':
         answer.done(this.path.links.drop(this.group(request.group), request.peer));
         return;
-      case 'create': {
-        const group = this.primary(request.group);
-        this.perform(group, planCreate(judged(group), request.name, request.sizeBytes, group.content.longestFileBytes), request.name, request, answer);
+      case 'create':
+      case 'snapshot':
+      case 'restore':
+      case 'refresh':
+      case 'sync':
+      case 'resize':
+      case 'remove':
+      case 'rename':
+      case 'protect':
+      case 'clone':
+        operate(this.primary(request.group), this.path.links, request, answer);
         return;
-      }
-      case 'snapshot': {
-        const group = this.primary(request.group);
-        const operation = planSnapshot(judged(group), request.source, request.name);
-        this.perform(group, operation, `${request.source.split('@')[0]}@${request.name}`, request, answer);
-        return;
-      }
-      case 'restore': {
-        const group = this.primary(request.group);
-        const { operation, disconnect } = planRestore(judged(group), request.target, request.source, request.force);
-        for (const id of disconnect) group.exports.disconnectDevice(id, `${group.name}/${request.target} is being restored`);
-        this.perform(group, operation, request.target, request, answer);
-        return;
-      }
-      case 'remove': {
-        const group = this.primary(request.group);
-        const { operation, disconnect } = planRemove(judged(group), request.device, request.withSnapshots, request.force);
-        for (const id of disconnect) group.exports.disconnectDevice(id, `${group.name}/${request.device} is being removed`);
-        this.perform(group, operation, undefined, request, answer);
-        return;
-      }
       case 'promote':
         this.promote(this.group(request.group), request.force, answer);
         return;
@@ -112,23 +96,6 @@ export class Commands {
       throw new OperatorError('role/not-primary', `group ${name} is secondary on this node: ask its primary, or promote this node with: lockstep promote ${name}`);
     }
     throw new OperatorError(group.role === 'stopped' ? 'group/stopped' : 'role/not-primary', `group ${name} is ${group.role} on this node: ${group.roleReason}`);
-  }
-
-  private perform(group: Group, operation: Operation, changed: string | undefined, waiting: Waiting, answer: Answer): void {
-    const performed = group.perform(operation);
-    const reply = (waited: OperationReply['waited'], notice: string | null): OperationReply => {
-      const device = changed === undefined ? undefined : group.tree.find(changed);
-      return { lsn: performed.lsn, device: device === undefined ? null : deviceEntry(group, device), dataThreadUs: performed.dataThreadUs, waited, notice };
-    };
-    group.whenDurable(performed.endLsn, (error) => {
-      if (error !== undefined) answer.failed(error);
-      else if (waiting.wait === 'durable') answer.done(reply('durable', null));
-      else this.whenApplied(group, performed, waiting, (notice) => answer.done(reply(notice === null ? 'applied' : 'durable', notice)));
-    });
-  }
-
-  private whenApplied(group: Group, performed: Performed, waiting: Waiting, done: (notice: string | null) => void): void {
-    this.path.links.whenApplied(group.name, performed.endLsn, waiting.waitSeconds * 1e6, done);
   }
 
   private promote(group: Group, force: boolean, answer: Answer): void {
@@ -199,8 +166,4 @@ export class Commands {
     samples.push({ name: 'arena_used_bytes', help: 'Memory of requests and replies under way', type: 'gauge', labels: {}, value: arena.usedBytes });
     return samples;
   }
-}
-
-function judged(group: Group): { group: string; tree: Group['tree']; exports: Group['exports'] } {
-  return { group: group.name, tree: group.tree, exports: group.exports };
 }

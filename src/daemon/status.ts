@@ -16,7 +16,7 @@ const REPLAY_BYTES_PER_SECOND = 400e6;
 export function deviceEntry(group: Group, device: Device): DeviceEntry {
   return {
     id: device.id, name: group.tree.nameOf(device), kind: device.kind, parent: device.parent === 0 ? null : device.parent, sizeBytes: device.sizeBytes,
-    protected: device.protected, creationLsn: device.createdLsn, creationTimeMs: device.createdMs, continuity: device.continuity,
+    protected: device.protected, set: device.set === '' ? null : device.set, creationLsn: device.createdLsn, creationTimeMs: device.createdMs, continuity: device.continuity,
     clients: group.exports.clientsOf(device.id),
   };
 }

@@ -276,6 +276,11 @@ export class Content {
     return since >= this.options.checkpointBytes || this.reactor.nowUs - this.lastCheckpointUs >= this.options.checkpointUs;
   }
 
+  /** Nothing new is started here any more. */
+  get stopped(): boolean {
+    return this.closing;
+  }
+
   /** No helper job uses this content any more. */
   get quiet(): boolean {
     return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.walker.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && this.reader.readsInFlight === 0;

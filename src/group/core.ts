@@ -7,7 +7,7 @@
  * clients, links, roles, preconditions.
  */
 
-import { assert } from '../base/assert.js';
+import { assert, unreachable } from '../base/assert.js';
 import type { Arena } from '../io/arena.js';
 import { batch, entry, RecordKind } from '../journal/format.js';
 import type { Store } from '../store/store.js';
@@ -15,7 +15,7 @@ import { decodeMarker, operationVerb } from './record.js';
 import type { Marker } from './record.js';
 import type { EpochEntry } from './replica.js';
 import { Tree } from './tree.js';
-import type { At, Device, Edit } from './tree.js';
+import type { At, Device, Edit, Effect } from './tree.js';
 
 /** The group's part of a checkpoint slot. */
 export interface CoreState {
@@ -140,9 +140,28 @@ export class Core {
   commit(edit: Edit, at: At): void {
     this.tree = edit.tree;
     for (const effect of edit.effects) {
-      if (effect.kind === 'create') this.store.create(effect.device, effect.sizeBytes, at.lsn);
-      else if (effect.kind === 'assign') this.store.assign(effect.target, effect.source, at.lsn);
-      else this.store.remove(effect.device, at.lsn);
+      this.execute(effect, at.lsn);
+    }
+  }
+
+  private execute(effect: Effect, lsn: number): void {
+    const { store } = this;
+    switch (effect.kind) {
+      case 'create':
+        store.create(effect.device, effect.sizeBytes, lsn);
+        return;
+      case 'assign':
+        if (effect.ranges.length === 0) store.assign(effect.target, effect.source, lsn);
+        else store.assignRanges(effect.target, effect.source, effect.ranges, lsn);
+        return;
+      case 'resize':
+        store.resize(effect.device, effect.sizeBytes, lsn);
+        return;
+      case 'remove':
+        store.remove(effect.device, lsn);
+        return;
+      default:
+        unreachable(effect);
     }
   }
 

@@ -69,8 +69,10 @@ export class Exports {
         this.views.set(device.id, view);
       }
       view.exportName = `${host.name}/${tree.nameOf(device)}`;
+      // A client would go on with what was cut off (on a primary, operations.ts had it disconnected before).
+      if (device.sizeBytes < view.sizeBytes) disconnect(view, `${view.exportName} was made smaller`);
       view.sizeBytes = device.sizeBytes;
-      view.writable = host.writable && !device.protected;
+      view.writable = host.writable && !(device.protected && device.kind === 'snapshot');
       view.gone = !host.serving;
       view.deviceIdentity = `${host.groupId ?? ''}:${device.id}`;
       view.continuityIdentity = device.continuity;

@@ -5,13 +5,13 @@
  */
 
 import { assert } from '../base/assert.js';
-import { IoError, OperatorError } from '../base/errors.js';
+import { CorruptionError, IoError, OperatorError } from '../base/errors.js';
 import type { Io } from '../io/io.js';
 import { MAX_MARKER_BYTES } from '../journal/format.js';
 import type { Content } from './content.js';
 import type { Operation } from './record.js';
 import { decodeMarker, encodeMarker } from './record.js';
-import type { At } from './tree.js';
+import type { At, Tree } from './tree.js';
 
 /** What an operation did. */
 export interface Performed {
@@ -22,8 +22,13 @@ export interface Performed {
   readonly dataThreadUs: number;
 }
 
-/** Appends and executes; the batch under construction is empty. Throws IoError when the journal fails, and nothing is executed then. */
-export function appendOperation(io: Io, content: Content, operation: Operation, node: string): At {
+/**
+ * Appends and executes; the batch under construction is empty. Throws IoError
+ * when the journal fails, and nothing is executed then. `halfDone` is told when
+ * what was appended cannot be executed to its end (a map node is unreadable):
+ * the group must stop, and recovery executes it afresh; throws then, too.
+ */
+export function appendOperation(io: Io, content: Content, operation: Operation, node: string, halfDone: (error: IoError | CorruptionError) => void): At {
   const { journal, core } = content;
   const wallMs = io.wallMs();
   if (operation.op === 'epoch') journal.setEpoch({ number: operation.number, id: operation.id });
@@ -40,6 +45,30 @@ export function appendOperation(io: Io, content: Content, operation: Operation, 
   const result = journal.flush();
   if (result < 0) throw new IoError(-result, 'append to the journal of', content.options.directory);
   if (operation.op === 'epoch') core.pushEpoch({ number: operation.number, id: operation.id, start, node, lossless: operation.lossless, wallMs });
-  core.commit(edit, at);
+  try {
+    core.commit(edit, at);
+  } catch (error) {
+    if (error instanceof IoError || error instanceof CorruptionError) halfDone(error);
+    throw error;
+  }
   return at;
+}
+
+/**
+ * Devices whose waiting requests must not come out behind the operation: their
+ * clients were disconnected, and were told nothing yet.
+ */
+export function overtaken(operation: Operation, tree: Tree): readonly number[] {
+  switch (operation.op) {
+    case 'assign':
+      return operation.pairs.map((pair) => pair.target);
+    case 'remove':
+      return operation.devices;
+    case 'resize':
+      return operation.sizeBytes < (tree.get(operation.device)?.sizeBytes ?? 0) ? [operation.device] : [];
+    case 'protect':
+      return operation.on ? operation.devices.filter((id) => tree.get(id)?.kind === 'snapshot') : [];
+    default:
+      return [];
+  }
 }

@@ -8,6 +8,7 @@
 
 import { pack, unpack } from 'msgpackr';
 import { z } from 'zod';
+import { MAX_DEVICE_BYTES } from '../base/units.js';
 
 const id = z.number().int().positive().max(0xffffffff);
 const hex128 = z.string().regex(/^[0-9a-f]{32}$/);
@@ -29,23 +30,50 @@ const epoch = z.strictObject({
 
 const create = z.strictObject({ op: z.literal('create'), id, name, sizeBytes: z.number().int().positive() });
 
-/** One or more snapshots at one point of the stream. */
-const snapshot = z.strictObject({
-  op: z.literal('snapshot'),
-  snapshots: z.array(z.strictObject({ id, source: id, name })).min(1).max(256),
-});
-
-/** The target becomes what the source is; `verb` is what the operator called it. */
-const assign = z.strictObject({ op: z.literal('assign'), verb: z.enum(['restore', 'refresh', 'sync']), target: id, source: id });
-
-/** In this order: a volume after its snapshots. */
+/** Most devices that one marker snapshots, assigns, renames or protects: the volumes of a group. */
+export const MAX_TOGETHER = 256;
 /** Most devices that one marker removes. */
 export const MAX_REMOVED = 4096;
+/** Most ranges of one assign: each may cost a secondary the reading of two map leaves. */
+export const MAX_RANGES = 64;
+const position = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
+
+/** One or more snapshots at one point of the stream. With a `set` they are a group snapshot of that name. */
+const snapshot = z.strictObject({
+  op: z.literal('snapshot'),
+  set: z.string().max(64),
+  snapshots: z.array(z.strictObject({ id, source: id, name })).min(1).max(MAX_TOGETHER),
+});
+
+/**
+ * Each target becomes what its source is; `verb` is what the operator called it.
+ * `ranges`: pairs (offset, length) in bytes, ascending and apart, of the one
+ * pair; none = the whole device.
+ */
+const assign = z.strictObject({
+  op: z.literal('assign'),
+  verb: z.enum(['restore', 'refresh', 'sync']),
+  pairs: z.array(z.strictObject({ target: id, source: id })).min(1).max(MAX_TOGETHER),
+  ranges: z.array(z.tuple([position, position])).max(MAX_RANGES),
+});
+
+const resize = z.strictObject({ op: z.literal('resize'), device: id, sizeBytes: z.number().int().positive().max(MAX_DEVICE_BYTES) });
+
+/** In this order: a volume after its snapshots. */
 const remove = z.strictObject({ op: z.literal('remove'), devices: z.array(id).min(1).max(MAX_REMOVED) });
 
-export const Operation = z.discriminatedUnion('op', [epoch, create, snapshot, assign, remove]);
+/** `set`: the name of the renamed members' set from now on; '' for single devices, which keep theirs. */
+const rename = z.strictObject({ op: z.literal('rename'), set: z.string().max(64), devices: z.array(id).min(1).max(MAX_TOGETHER), name });
+
+const protect = z.strictObject({ op: z.literal('protect'), devices: z.array(id).min(1).max(MAX_TOGETHER), on: z.boolean() });
+
+/** A new volume with the content of another device; independent of it from then on. */
+const clone = z.strictObject({ op: z.literal('clone'), id, source: id, name });
+
+export const Operation = z.discriminatedUnion('op', [epoch, create, snapshot, assign, resize, remove, rename, protect, clone]);
 export type Operation = z.infer<typeof Operation>;
 export type EpochOperation = z.infer<typeof epoch>;
+export type Range = readonly [offset: number, length: number];
 
 export interface Marker {
   readonly operation: Operation;
@@ -90,8 +118,10 @@ export function decodeMarker(bytes: Uint8Array): Marker | string {
 export function warmUpMarkers(rehearse: (operation: Operation) => string): void {
   for (let i = 0; i < 30; i++) {
     const operations: Operation[] = [
-      { op: 'create', id: 1, name: 'warm', sizeBytes: 4096 }, { op: 'snapshot', snapshots: [{ id: 2, source: 1, name: `s${i}` }] },
-      { op: 'assign', verb: 'restore', target: 1, source: 2 }, { op: 'remove', devices: [2] },
+      { op: 'create', id: 1, name: 'warm', sizeBytes: 4096 }, { op: 'snapshot', set: '', snapshots: [{ id: 2, source: 1, name: `s${i}` }] },
+      { op: 'assign', verb: 'restore', pairs: [{ target: 1, source: 2 }], ranges: [] }, { op: 'assign', verb: 'sync', pairs: [{ target: 1, source: 2 }], ranges: [[0, 4096]] },
+      { op: 'clone', id: 3, source: 2, name: 'clone' }, { op: 'rename', set: '', devices: [3], name: 'other' }, { op: 'protect', devices: [2], on: true },
+      { op: 'protect', devices: [2], on: false }, { op: 'resize', device: 3, sizeBytes: 8192 }, { op: 'remove', devices: [2] },
     ];
     for (const operation of operations) decodeMarker(encodeMarker({ operation, wallMs: i, digest: rehearse(operation) }));
   }
@@ -99,5 +129,6 @@ export function warmUpMarkers(rehearse: (operation: Operation) => string): void 
 
 /** What a person calls the operation, in dumps and logs. */
 export function operationVerb(operation: Operation): string {
-  return operation.op === 'assign' ? operation.verb : operation.op;
+  if (operation.op === 'assign') return operation.verb;
+  return operation.op === 'protect' && !operation.on ? 'unprotect' : operation.op;
 }

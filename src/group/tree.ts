@@ -9,7 +9,8 @@
  */
 
 import { createHash } from 'node:crypto';
-import type { Operation } from './record.js';
+import { changeTree } from './treechange.js';
+import type { Operation, Range } from './record.js';
 
 export interface Device {
   readonly id: number;
@@ -26,6 +27,8 @@ export interface Device {
   readonly createdMs: number;
   /** LSN of the last marker that changed this entry or its content. */
   readonly changedLsn: number;
+  /** The group snapshot that it belongs to; '' = none. */
+  readonly set: string;
   /** `epochId:lsn` of the last record that broke the continuity of its content (DESIGN §8). */
   readonly continuity: string;
 }
@@ -40,8 +43,9 @@ export interface At {
 /** What an operation does to the devices' content; executed by the store. */
 export type Effect =
   | { readonly kind: 'create'; readonly device: number; readonly sizeBytes: number }
-  /** `target` becomes what `source` is (DESIGN §4: the one primitive). A new snapshot is a target, too. */
-  | { readonly kind: 'assign'; readonly target: number; readonly source: number }
+  /** `target` becomes what `source` is (DESIGN §4: the one primitive), in these ranges or, when there are none, as a whole. A new snapshot is a target, too. */
+  | { readonly kind: 'assign'; readonly target: number; readonly source: number; readonly ranges: readonly Range[] }
+  | { readonly kind: 'resize'; readonly device: number; readonly sizeBytes: number }
   | { readonly kind: 'remove'; readonly device: number };
 
 export interface Edit {
@@ -58,7 +62,7 @@ function hash128(text: string): bigint {
 /** The canonical encoding that a device's digest is taken of: every field, in this order, as JSON. */
 function deviceHash(d: Device): bigint {
   return hash128(JSON.stringify([
-    d.id, d.name, d.kind, d.parent, d.volume, d.sizeBytes, d.protected, d.createdLsn, d.createdMs, d.changedLsn, d.continuity,
+    d.id, d.name, d.kind, d.parent, d.volume, d.sizeBytes, d.protected, d.createdLsn, d.createdMs, d.changedLsn, d.set, d.continuity,
   ]));
 }
 
@@ -106,6 +110,11 @@ export class Tree {
     return [...this.devices.values()].filter((device) => device.parent === id);
   }
 
+  /** The members of a group snapshot, in the order of their ids. */
+  membersOf(set: string): Device[] {
+    return [...this.devices.values()].filter((device) => device.set === set && set !== '').sort((a, b) => a.id - b.id);
+  }
+
   /** Proof that two nodes have the same tree: 32 hexadecimal digits. */
   digest(epochId: string): string {
     return ((this.sum + hash128(`epoch ${epochId}`)) & MASK_128).toString(16).padStart(32, '0');
@@ -119,7 +128,7 @@ export class Tree {
   edit(operation: Operation, at: At): Edit | string {
     const draft = new Draft(this);
     const effects: Effect[] = [];
-    const problem = change(draft, operation, at, effects);
+    const problem = changeTree(draft, operation, at, effects);
     return problem ?? { tree: draft.done(), effects };
   }
 
@@ -139,66 +148,11 @@ export interface TreeParts {
   readonly sum: bigint;
 }
 
-/** Carries an operation out on a draft. Returns why it cannot be, and then the draft is thrown away. */
-function change(draft: Draft, operation: Operation, at: At, effects: Effect[]): string | undefined {
-  switch (operation.op) {
-    case 'epoch':
-      // What was acknowledged before may be missing: clients that had seen it must not go on as if nothing happened.
-      if (!operation.lossless) for (const device of draft.all()) draft.put({ ...device, continuity: continuityAt(at) });
-      return undefined;
-    case 'create': {
-      if (operation.id !== draft.next) return `it creates device ${operation.id}, the next id is ${draft.next}`;
-      if (draft.has(operation.name)) return `there is a device named ${operation.name} already`;
-      draft.put({
-        id: operation.id, name: operation.name, kind: 'volume', parent: 0, volume: operation.id, sizeBytes: operation.sizeBytes, protected: false,
-        createdLsn: at.lsn, createdMs: at.wallMs, changedLsn: at.lsn, continuity: continuityAt(at),
-      });
-      effects.push({ kind: 'create', device: operation.id, sizeBytes: operation.sizeBytes });
-      return undefined;
-    }
-    case 'snapshot':
-      for (const one of operation.snapshots) {
-        const source = draft.get(one.source);
-        if (source === undefined) return `it snapshots device ${one.source}, which does not exist`;
-        if (one.id !== draft.next) return `it creates device ${one.id}, the next id is ${draft.next}`;
-        const device: Device = {
-          id: one.id, name: one.name, kind: 'snapshot', parent: source.id, volume: source.volume, sizeBytes: source.sizeBytes, protected: false,
-          createdLsn: at.lsn, createdMs: at.wallMs, changedLsn: at.lsn, continuity: continuityAt(at),
-        };
-        if (draft.has(draft.nameOf(device))) return `there is a device named ${draft.nameOf(device)} already`;
-        draft.put(device);
-        effects.push({ kind: 'create', device: device.id, sizeBytes: device.sizeBytes }, { kind: 'assign', target: device.id, source: source.id });
-      }
-      return undefined;
-    case 'assign': {
-      const target = draft.get(operation.target);
-      const source = draft.get(operation.source);
-      if (target === undefined) return `it changes device ${operation.target}, which does not exist`;
-      if (source === undefined) return `it reads device ${operation.source}, which does not exist`;
-      if (target === source) return `it assigns device ${target.id} to itself`;
-      draft.put({ ...target, sizeBytes: source.sizeBytes, changedLsn: at.lsn, continuity: continuityAt(at) });
-      effects.push({ kind: 'assign', target: target.id, source: source.id });
-      return undefined;
-    }
-    case 'remove':
-      for (const id of operation.devices) {
-        const device = draft.get(id);
-        if (device === undefined) return `it removes device ${id}, which does not exist`;
-        const children = draft.children(id);
-        if (device.kind === 'volume' && children.length > 0) return `it removes volume ${device.name}, which has snapshots`;
-        for (const child of children) draft.put({ ...child, parent: device.parent, changedLsn: at.lsn });
-        draft.drop(device);
-        effects.push({ kind: 'remove', device: id });
-      }
-      return undefined;
-  }
-}
-
 /**
  * A tree under change: copied once per operation, however many devices it
  * touches, for the data thread waits for it.
  */
-class Draft {
+export class Draft {
   private readonly devices: Map<number, Device>;
   private readonly byName: Map<string, number>;
   private sum: bigint;
@@ -221,6 +175,7 @@ class Draft {
     return this.devices.get(id);
   }
 
+  /** Whether a device has this name, `volume` or `volume@snapshot`. */
   has(name: string): boolean {
     return this.byName.has(name);
   }
@@ -231,6 +186,14 @@ class Draft {
 
   nameOf(device: Device): string {
     return nameIn(this.devices, device);
+  }
+
+  /** In place of `put` where the name of a volume changes: it is part of the names of all that descend from it. */
+  renameVolume(volume: Device, renamed: Device): void {
+    const family = [...this.devices.values()].filter((device) => device.volume === volume.id && device !== volume);
+    for (const device of family) this.byName.delete(this.nameOf(device));
+    this.put(renamed);
+    for (const device of family) this.byName.set(this.nameOf(device), device.id);
   }
 
   children(id: number): Device[] {
@@ -288,9 +251,4 @@ export function rehearsal(): (operation: Operation) => string {
     if (typeof edit !== 'string') tree = edit.tree;
     return tree.digest(epochId);
   };
-}
-
-/** The continuity id of a device whose content broke at this place. */
-export function continuityAt(at: At): string {
-  return `${at.epochId}:${at.lsn}`;
 }

@@ -6,7 +6,7 @@
  * (share, assign, drop, resize) and on ranges (set, clear, resolve), and the
  * way of nodes to and from memory.
  * Must not know: where a layer's bytes lie, records, files, time. Pure but for
- * the synchronous read of a paged-out inner node that the constructor is given.
+ * the synchronous read of a paged-out node that the constructor is given.
  *
  * Units: 4 KiB blocks; regions of 16 blocks; stamps are LSNs below 2^53, 0 =
  * zero; layer numbers 1 .. LAYER_MAX, 0 = zero.
@@ -62,7 +62,7 @@ export class BlockMap {
   /** A writer that was neither committed nor aborted exists. */
   writing = false;
 
-  /** `loadSync` is used for paged-out inner nodes only. `fileName` is for error messages. */
+  /** `loadSync` is used for paged-out inner nodes, and for what `loadNow` is asked for. `fileName` is for error messages. */
   constructor(private readonly loadSync: NodeSource, readonly fileName = 'map') {
     this.leaves = new LeafChanges(this.nodes);
     this.inners = new Inners(this.nodes, (h) => this.loadNow(h));
@@ -207,6 +207,27 @@ export class BlockMap {
       outAt += n;
     }
     return 0;
+  }
+
+  /**
+   * Whether blocks from `first` to the end of the device may hold data. False is
+   * certain; true may also mean that zeros were written, or that a node is paged out.
+   */
+  mayHoldFrom(root: MapRoot, first: number): boolean {
+    if (first >= root.sizeBlocks) return false;
+    const leaf = Math.floor(first / LEAF_BLOCKS);
+    let h = root.handle;
+    for (let level = root.height; level > 0; level--) {
+      if (h === 0) return false;
+      if (this.nodes.wordOf(h) === 0) return true;
+      const slot = Math.floor(leaf / FAN_OUT ** (level - 1)) % FAN_OUT;
+      for (let later = slot + 1; later < FAN_OUT; later++) if (this.inners.child(h, later) !== 0) return true;
+      h = this.inners.child(h, slot);
+    }
+    if (h === 0) return false;
+    const from = first % LEAF_BLOCKS;
+    const layers = new Uint32Array(LEAF_BLOCKS - from);
+    return this.leaves.resolve(h, from, LEAF_BLOCKS, layers, 0) !== 0 || layers.some((layer) => layer !== 0);
   }
 
   /** Stamps of regions [first, first + count) into `out` at `outAt`. Returns 0 or a miss, as `resolve`. */
@@ -392,7 +413,8 @@ export class BlockMap {
     return now;
   }
 
-  private loadNow(h: number): void {
+  /** Reads a missed node at once. Throws IoError, CorruptionError. */
+  loadNow(h: number): void {
     const ref = this.diskRefOf(h);
     const bytes = this.loadSync(positionOfRef(ref), fileOfRef(ref));
     const needed = installNode(this, h, bytes, undefined);

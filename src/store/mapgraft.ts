@@ -51,6 +51,20 @@ export function graft(map: BlockMap, target: MapRoot, source: MapRoot, first: nu
   return 0;
 }
 
+/**
+ * A node that must be loaded before `graft` of blocks [first, first + count) of
+ * `source` needs no reading, or 0: a leaf that the range cuts, or one above it.
+ */
+export function graftMiss(map: BlockMap, source: MapRoot, first: number, count: number): number {
+  for (const block of [first, first + count]) {
+    if (block % LEAF_BLOCKS === 0 || block >= source.sizeBlocks) continue;
+    const h = map.descend(source, Math.floor(block / LEAF_BLOCKS));
+    const miss = map.level > 0 ? h : map.leaves.missing(h);
+    if (miss !== 0) return miss;
+  }
+  return 0;
+}
+
 function graftPart(map: BlockMap, target: MapRoot, leaf: number, from: number, to: number, content: LeafContent, stamp: number): void {
   let top = 0;
   for (let region = from >>> 4; region << 4 < to; region++) {

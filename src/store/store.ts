@@ -15,6 +15,7 @@ import { BLOCK_BYTES, BLOCK_SHIFT } from '../base/units.js';
 import type { Reactor } from '../io/reactor.js';
 import { LayerTable } from './layers.js';
 import { BlockMap } from './map.js';
+import { graft, graftMiss } from './mapgraft.js';
 import type { MapRoot, NodeSource } from './map.js';
 import { PendingTable } from './pending.js';
 
@@ -104,6 +105,46 @@ export class Store {
     if (to.root.handle !== 0) this.drops++;
     this.map.assign(to.root, from.root);
     to.sizeBytes = from.sizeBytes;
+  }
+
+  /**
+   * `target` becomes what `source` is at `lsn` in whole-block ranges (offset,
+   * length; bytes), inside both. O(ranges x height). Map nodes at their edges
+   * that are not in memory are read at once, so that every node does it at the
+   * same point: at most two leaves a range (see `missing` for doing that before).
+   * Throws IoError, CorruptionError before anything of the range has changed.
+   */
+  assignRanges(target: number, source: number, ranges: readonly (readonly [number, number])[], lsn: number): void {
+    const to = this.device(target);
+    const from = this.device(source);
+    // The source's blocks are in two maps from here on. The target keeps its layer: what it wrote there is its own still.
+    this.freeze(from, lsn);
+    this.drops++;
+    for (const [offset, length] of ranges) {
+      for (;;) {
+        const miss = graft(this.map, to.root, from.root, blockOf(offset), blockOf(length), lsn);
+        if (miss === 0) break;
+        this.map.loadNow(miss);
+      }
+    }
+  }
+
+  /** A map node that `assignRanges` of this range would have to read first (NodeReads can, without blocking), or 0. Changes nothing. */
+  missing(source: number, offset: number, length: number): number {
+    return graftMiss(this.map, this.device(source).root, blockOf(offset), blockOf(length));
+  }
+
+  /** Whether there may be data from byte `from` on; false is certain. */
+  mayHoldFrom(id: number, from: number): boolean {
+    return this.map.mayHoldFrom(this.device(id).root, blockOf(from));
+  }
+
+  /** Growing adds zeros; what shrinking cuts off is gone for good (BlockMap.resize). */
+  resize(id: number, sizeBytes: number, lsn: number): void {
+    const device = this.device(id);
+    if (sizeBytes < device.sizeBytes) this.drops++;
+    this.map.resize(device.root, blockOf(sizeBytes), lsn);
+    device.sizeBytes = sizeBytes;
   }
 
   private freeze(device: StoredDevice, lsn: number): void {

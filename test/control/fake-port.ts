@@ -6,7 +6,7 @@ export const CREATED_MS = Date.UTC(2026, 0, 2, 3, 4, 5);
 
 export function device(over: Partial<DeviceEntry> = {}): DeviceEntry {
   return {
-    id: 1, name: 'vol', kind: 'volume', parent: null, sizeBytes: 10 * 2 ** 30, protected: false, creationLsn: 4096,
+    id: 1, name: 'vol', kind: 'volume', parent: null, sizeBytes: 10 * 2 ** 30, protected: false, set: null, creationLsn: 4096,
     creationTimeMs: CREATED_MS, continuity: 'e1:0', clients: 0, ...over,
   };
 }
@@ -37,7 +37,7 @@ export function nodeStatus(over: Partial<NodeStatus> = {}): NodeStatus {
 }
 
 export function operation(over: Partial<OperationReply> = {}): OperationReply {
-  return { lsn: 12_288, device: device(), dataThreadUs: 42, waited: 'durable', notice: null, ...over };
+  return { lsn: 12_288, device: device(), devices: [device()], dataThreadUs: 42, waited: 'durable', notice: null, ...over };
 }
 
 export function record(lsn: number, over: Partial<JournalRecord> = {}): JournalRecord {
@@ -64,8 +64,8 @@ export class FakePort implements ControlPort {
 
   private readonly fallback = (request: ControlRequest): unknown => {
     switch (request.op) {
-      case 'create': case 'snapshot': case 'restore': return operation(request.wait === 'applied' ? { waited: 'applied' } : {});
-      case 'remove': return operation({ device: null });
+      case 'create': case 'snapshot': case 'restore': case 'refresh': case 'sync': case 'resize': case 'rename': case 'protect': case 'clone': return operation(request.wait === 'applied' ? { waited: 'applied' } : {});
+      case 'remove': return operation({ device: null, devices: [] });
       case 'promote': return { lsn: 5000, epoch: { number: 4, id: 'cd'.repeat(16), lossless: true }, notice: null };
       case 'flush': return { lsn: 900_000, upTo: request.upTo };
       case 'status': return nodeStatus();

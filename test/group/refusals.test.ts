@@ -54,7 +54,7 @@ t.test('an operation that could not be read back is refused before anything of i
   const { nextId } = rig.host.group.tree;
   const { lsn } = rig.host.group.position;
   const snapshots = Array.from({ length: 257 }, (_, i) => ({ id: nextId + i, source: 1, name: `s${i}` }));
-  for (const operation of [{ op: 'snapshot', snapshots }, { op: 'create', id: nextId, name: 'n'.repeat(65), sizeBytes: MIB }, { op: 'create', id: nextId, name: 'n'.repeat(70_000), sizeBytes: MIB }] as const) {
+  for (const operation of [{ op: 'snapshot', set: '', snapshots }, { op: 'create', id: nextId, name: 'n'.repeat(65), sizeBytes: MIB }, { op: 'create', id: nextId, name: 'n'.repeat(70_000), sizeBytes: MIB }] as const) {
     t.throws(() => perform(rig, operation), { code: 'operation/too-large' });
   }
   t.equal(rig.host.group.position.lsn, lsn);
@@ -73,7 +73,7 @@ t.test('a volume with more snapshots than one marker removes is refused whole, a
   const { group } = rig.host;
   while (group.tree.count <= MAX_REMOVED) {
     const { nextId } = group.tree;
-    perform(rig, { op: 'snapshot', snapshots: Array.from({ length: 256 }, (_, i) => ({ id: nextId + i, source: 1, name: `s${nextId + i}` })) });
+    perform(rig, { op: 'snapshot', set: '', snapshots: Array.from({ length: 256 }, (_, i) => ({ id: nextId + i, source: 1, name: `s${nextId + i}` })) });
   }
   t.equal(group.tree.count, MAX_REMOVED + 1);
   const { lsn } = group.position;

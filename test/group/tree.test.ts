@@ -21,8 +21,8 @@ function sample(): Tree {
   let tree = Tree.empty;
   tree = edited(tree, { op: 'create', id: 1, name: 'one', sizeBytes: 1 << 20 }, 1);
   tree = edited(tree, { op: 'create', id: 2, name: 'two', sizeBytes: 1 << 21 }, 2);
-  tree = edited(tree, { op: 'snapshot', snapshots: [{ id: 3, source: 1, name: 'a' }] }, 3);
-  return edited(tree, { op: 'snapshot', snapshots: [{ id: 4, source: 3, name: 'b' }] }, 4);
+  tree = edited(tree, { op: 'snapshot', set: '', snapshots: [{ id: 3, source: 1, name: 'a' }] }, 3);
+  return edited(tree, { op: 'snapshot', set: '', snapshots: [{ id: 4, source: 3, name: 'b' }] }, 4);
 }
 
 t.test('devices are found by name, and names of snapshots follow their volume', async (t) => {
@@ -51,7 +51,7 @@ t.test('a whole volume goes, youngest snapshot first', async (t) => {
 
 t.test('an assign takes size and breaks continuity of the target only', async (t) => {
   const before = sample();
-  const tree = edited(before, { op: 'assign', verb: 'restore', target: 1, source: 4 }, 9);
+  const tree = edited(before, { op: 'assign', verb: 'restore', pairs: [{ target: 1, source: 4 }], ranges: [] }, 9);
   t.equal(tree.get(1)?.continuity, `${EPOCH}:9`);
   t.equal(tree.get(4)?.continuity, before.get(4)?.continuity);
 });
@@ -68,13 +68,13 @@ t.test('what contradicts the tree is refused with a sentence and changes nothing
   const wrong: Operation[] = [
     { op: 'create', id: 9, name: 'x', sizeBytes: 4096 },
     { op: 'create', id: 5, name: 'one', sizeBytes: 4096 },
-    { op: 'snapshot', snapshots: [{ id: 5, source: 77, name: 'x' }] },
-    { op: 'snapshot', snapshots: [{ id: 6, source: 1, name: 'x' }] },
-    { op: 'snapshot', snapshots: [{ id: 5, source: 1, name: 'a' }] },
-    { op: 'snapshot', snapshots: [{ id: 5, source: 1, name: 'x' }, { id: 6, source: 1, name: 'x' }] },
-    { op: 'assign', verb: 'restore', target: 77, source: 1 },
-    { op: 'assign', verb: 'restore', target: 1, source: 77 },
-    { op: 'assign', verb: 'restore', target: 1, source: 1 },
+    { op: 'snapshot', set: '', snapshots: [{ id: 5, source: 77, name: 'x' }] },
+    { op: 'snapshot', set: '', snapshots: [{ id: 6, source: 1, name: 'x' }] },
+    { op: 'snapshot', set: '', snapshots: [{ id: 5, source: 1, name: 'a' }] },
+    { op: 'snapshot', set: '', snapshots: [{ id: 5, source: 1, name: 'x' }, { id: 6, source: 1, name: 'x' }] },
+    { op: 'assign', verb: 'restore', pairs: [{ target: 77, source: 1 }], ranges: [] },
+    { op: 'assign', verb: 'restore', pairs: [{ target: 1, source: 77 }], ranges: [] },
+    { op: 'assign', verb: 'restore', pairs: [{ target: 1, source: 1 }], ranges: [] },
     { op: 'remove', devices: [77] },
     { op: 'remove', devices: [1] },
     { op: 'remove', devices: [3, 3] },
@@ -113,8 +113,8 @@ t.test('the digest is the same for the same devices, whatever way led there', as
       const pick = (i: number): number => all[i % Math.max(1, all.length)]?.id ?? 0;
       let real: Operation;
       if (one.kind === 'create') real = { op: 'create', id: tree.nextId, name: one.name, sizeBytes: 4096 };
-      else if (one.kind === 'snapshot') real = { op: 'snapshot', snapshots: [{ id: tree.nextId, source: pick(one.source), name: one.name }] };
-      else if (one.kind === 'assign') real = { op: 'assign', verb: 'restore', target: pick(one.target), source: pick(one.source) };
+      else if (one.kind === 'snapshot') real = { op: 'snapshot', set: '', snapshots: [{ id: tree.nextId, source: pick(one.source), name: one.name }] };
+      else if (one.kind === 'assign') real = { op: 'assign', verb: 'restore', pairs: [{ target: pick(one.target), source: pick(one.source) }], ranges: [] };
       else real = { op: 'remove', devices: [pick(one.device)] };
       const edit = tree.edit(real, at(lsn++));
       if (typeof edit !== 'string') tree = edit.tree;
@@ -131,8 +131,8 @@ t.test('markers come back as they were written', async (t) => {
   const operations: Operation[] = [
     { op: 'epoch', number: 3, id: EPOCH, node: 'n', lossless: true, reason: 'because' },
     { op: 'create', id: 1, name: 'v', sizeBytes: 2 ** 50 },
-    { op: 'snapshot', snapshots: [{ id: 2, source: 1, name: 's' }, { id: 3, source: 1, name: 't' }] },
-    { op: 'assign', verb: 'restore', target: 1, source: 2 },
+    { op: 'snapshot', set: '', snapshots: [{ id: 2, source: 1, name: 's' }, { id: 3, source: 1, name: 't' }] },
+    { op: 'assign', verb: 'restore', pairs: [{ target: 1, source: 2 }], ranges: [] },
     { op: 'remove', devices: [3, 2, 1] },
   ];
   for (const operation of operations) {

@@ -28,13 +28,37 @@ export interface ModelEntry {
   certain: boolean;
 }
 
+export interface DeviceFacts {
+  readonly id: number;
+  readonly name: string;
+  readonly kind: 'volume' | 'snapshot';
+  readonly volume: number;
+  readonly parent: number;
+  readonly sizeBytes: number;
+  readonly protected: boolean;
+  readonly set: string;
+}
+
 export class ModelDevice {
   readonly blocks: Map<number, Uint8Array>;
-  constructor(
-    readonly id: number, readonly name: string, readonly kind: 'volume' | 'snapshot', readonly volume: number, readonly parent: number,
-    readonly sizeBytes: number, blocks: ReadonlyMap<number, Uint8Array> = new Map(),
-  ) {
+  readonly id: number;
+  readonly name: string;
+  readonly kind: 'volume' | 'snapshot';
+  readonly volume: number;
+  readonly parent: number;
+  readonly sizeBytes: number;
+  readonly protected: boolean;
+  readonly set: string;
+
+  constructor(facts: DeviceFacts, blocks: ReadonlyMap<number, Uint8Array> = new Map()) {
+    ({ id: this.id, name: this.name, kind: this.kind, volume: this.volume, parent: this.parent, sizeBytes: this.sizeBytes, protected: this.protected, set: this.set } = facts);
     this.blocks = new Map(blocks);
+  }
+
+  /** Another device, or the same with other facts or content. */
+  with(facts: Partial<DeviceFacts>, blocks: ReadonlyMap<number, Uint8Array> = this.blocks): ModelDevice {
+    const { id, name, kind, volume, parent, sizeBytes, set } = this;
+    return new ModelDevice({ id, name, kind, volume, parent, sizeBytes, protected: this.protected, set, ...facts }, blocks);
   }
 
   block(index: number): Uint8Array {
@@ -62,7 +86,7 @@ export class ModelState {
 
   clone(): ModelState {
     const copy = new ModelState();
-    for (const d of this.devices.values()) copy.devices.set(d.id, new ModelDevice(d.id, d.name, d.kind, d.volume, d.parent, d.sizeBytes, d.blocks));
+    for (const d of this.devices.values()) copy.devices.set(d.id, d.with({}));
     return copy;
   }
 
@@ -88,33 +112,65 @@ export class ModelState {
 
   private operate(operation: Operation): void {
     const { devices } = this;
+    const put = (device: ModelDevice): void => void devices.set(device.id, device);
     switch (operation.op) {
       case 'epoch':
         return;
       case 'create':
-        devices.set(operation.id, new ModelDevice(operation.id, operation.name, 'volume', operation.id, 0, operation.sizeBytes));
+        put(newVolume(operation.id, operation.name, operation.sizeBytes));
         return;
-      case 'snapshot':
-        for (const one of operation.snapshots) {
-          const source = devices.get(one.source)!;
-          devices.set(one.id, new ModelDevice(one.id, one.name, 'snapshot', source.volume, source.id, source.sizeBytes, source.blocks));
-        }
-        return;
-      case 'assign': {
-        const target = devices.get(operation.target)!;
+      case 'clone': {
         const source = devices.get(operation.source)!;
-        devices.set(target.id, new ModelDevice(target.id, target.name, target.kind, target.volume, target.parent, source.sizeBytes, source.blocks));
+        put(newVolume(operation.id, operation.name, source.sizeBytes).with({}, source.blocks));
         return;
       }
+      case 'snapshot':
+        for (const one of operation.snapshots) {
+          put(devices.get(one.source)!.with({ id: one.id, name: one.name, kind: 'snapshot', parent: one.source, protected: false, set: operation.set }));
+        }
+        return;
+      case 'assign':
+        for (const pair of operation.pairs) {
+          const target = devices.get(pair.target)!;
+          const source = devices.get(pair.source)!;
+          if (operation.ranges.length === 0) put(target.with({ sizeBytes: source.sizeBytes }, source.blocks));
+          else for (const [offset, length] of operation.ranges) copyRange(target, source, offset / BLOCK, length / BLOCK);
+        }
+        return;
+      case 'resize': {
+        const device = devices.get(operation.device)!;
+        const end = operation.sizeBytes / BLOCK;
+        put(device.with({ sizeBytes: operation.sizeBytes }, new Map([...device.blocks].filter(([index]) => index < end))));
+        return;
+      }
+      case 'rename':
+        for (const id of operation.devices) {
+          const device = devices.get(id)!;
+          put(device.with({ name: operation.name, set: operation.set === '' ? device.set : operation.set }));
+        }
+        return;
+      case 'protect':
+        for (const id of operation.devices) put(devices.get(id)!.with({ protected: operation.on }));
+        return;
       case 'remove':
         for (const id of operation.devices) {
           const gone = devices.get(id)!;
           devices.delete(id);
-          for (const child of [...devices.values()]) {
-            if (child.parent === id) devices.set(child.id, new ModelDevice(child.id, child.name, child.kind, child.volume, gone.parent, child.sizeBytes, child.blocks));
-          }
+          for (const child of [...devices.values()]) if (child.parent === id) put(child.with({ parent: gone.parent }));
         }
     }
+  }
+}
+
+function newVolume(id: number, name: string, sizeBytes: number): ModelDevice {
+  return new ModelDevice({ id, name, kind: 'volume', volume: id, parent: 0, sizeBytes, protected: false, set: '' });
+}
+
+function copyRange(target: ModelDevice, source: ModelDevice, first: number, count: number): void {
+  for (let index = first; index < first + count; index++) {
+    const block = source.blocks.get(index);
+    if (block === undefined) target.blocks.delete(index);
+    else target.blocks.set(index, block);
   }
 }
 

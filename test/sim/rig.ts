@@ -77,7 +77,7 @@ export class Rig {
   }
 
   restore(target: string, source: string): OperationReply {
-    return this.operation({ op: 'restore', group: GROUP, target, source, force: true, ...WAITING });
+    return this.operation({ op: 'restore', group: GROUP, target, source, ranges: [], force: true, ...WAITING });
   }
 
   remove(device: string): OperationReply {

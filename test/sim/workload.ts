@@ -91,7 +91,7 @@ export class Workload {
       const doomed = snapshots.length > 0 && random.chance(0.9) ? random.pick(snapshots) : device;
       this.perform({ op: 'remove', group: GROUP, device: state.nameOf(doomed), withSnapshots: random.chance(0.5), force: true, ...WAITING });
     } else if (roll < 0.5 && family.length > 0) {
-      this.perform({ op: 'restore', group: GROUP, target: name, source: state.nameOf(random.pick(family)), force: true, ...WAITING });
+      this.perform({ op: 'restore', group: GROUP, target: name, source: state.nameOf(random.pick(family)), ranges: [], force: true, ...WAITING });
     } else if (roll < 0.95) {
       this.perform({ op: 'snapshot', group: GROUP, source: name, name: `s${this.nextName++}`, ...WAITING });
     } else {

@@ -99,7 +99,7 @@ export class Rig {
   }
 
   restore(target: string, source: string): void {
-    this.perform(planRestore(this.judged, target, source, true).operation);
+    this.perform(planRestore(this.judged, target, source, [], true).operation);
     this.model.get(target)!.tags = new Map(this.model.get(source)!.tags);
   }
 
