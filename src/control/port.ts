@@ -11,7 +11,7 @@
  */
 
 import type {
-  DevicesReply, ErrorKind, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, PromoteReply, Wait,
+  DevicesReply, ErrorKind, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, PromoteReply, SizesReply, Wait,
 } from './schema.js';
 
 /** When to answer an operation. */
@@ -157,6 +157,12 @@ export interface DevicesRequest {
   readonly group: string;
 }
 
+/** What each device uses, alone and shared; answered when it was counted, which may take minutes. A count under way is joined. */
+export interface SizesRequest {
+  readonly op: 'sizes';
+  readonly group: string;
+}
+
 /** The links of one group. */
 export interface LinksRequest {
   readonly op: 'links';
@@ -216,7 +222,7 @@ export interface MetricsReply {
 
 export type ControlRequest =
   | OperationRequest | PromoteRequest | FlushRequest
-  | StatusRequest | DevicesRequest | LinksRequest | LinkDropRequest | JournalRequest | MetricsRequest;
+  | StatusRequest | DevicesRequest | SizesRequest | LinksRequest | LinkDropRequest | JournalRequest | MetricsRequest;
 
 /** What each request is answered with. */
 export interface ControlReplies {
@@ -234,6 +240,7 @@ export interface ControlReplies {
   flush: FlushReply;
   status: NodeStatus;
   devices: DevicesReply;
+  sizes: SizesReply;
   links: LinksReply;
   linkDrop: LinkDropReply;
   journal: JournalPage;

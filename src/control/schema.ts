@@ -149,6 +149,24 @@ export const DeviceEntry = z.object({
 
 export const DevicesReply = z.object({ group: z.string(), lsn: z.number(), devices: z.array(DeviceEntry) });
 
+/** Exact for the state at `lsn`. */
+export const SizesReply = z.object({
+  group: z.string(),
+  lsn: z.number(),
+  /** What all devices together use: a block that several share counts once. */
+  storedBytes: z.number(),
+  devices: z.array(z.object({
+    id: z.number().int(),
+    /** Written and not trimmed; own + shared. */
+    usedBytes: z.number(),
+    /** Of these, what no other device refers to: removing it alone gives back so much. */
+    ownBytes: z.number(),
+    sharedBytes: z.number(),
+  })),
+  /** How long counting took. */
+  tookUs: z.number(),
+});
+
 /** Reply of every operation that is a marker. */
 export const OperationReply = z.object({
   /** Position of the marker. */
@@ -302,6 +320,7 @@ export type ErrorKind = z.infer<typeof ErrorKind>;
 export type ErrorReply = z.infer<typeof ErrorReply>;
 export type DeviceEntry = z.infer<typeof DeviceEntry>;
 export type DevicesReply = z.infer<typeof DevicesReply>;
+export type SizesReply = z.infer<typeof SizesReply>;
 export type OperationReply = z.infer<typeof OperationReply>;
 export type PromoteReply = z.infer<typeof PromoteReply>;
 export type FlushReply = z.infer<typeof FlushReply>;

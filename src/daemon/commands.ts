@@ -46,6 +46,9 @@ export class Commands {
         answer.done({ group: group.name, lsn: group.appliedLsn, devices: [...group.tree.all()].map((device) => deviceEntry(group, device)) });
         return;
       }
+      case 'sizes':
+        this.sizes(this.group(request.group), answer);
+        return;
       case 'links':
         answer.done({ group: request.group, links: this.path.links.status(this.group(request.group).name) });
         return;
@@ -79,6 +82,11 @@ export class Commands {
       default:
         unreachable(request);
     }
+  }
+
+  private sizes(group: Group, answer: Answer): void {
+    if (!group.hasContent) throw new OperatorError('group/stopped', `group ${group.name} has no devices on this node yet`);
+    group.content.sizes.ask((result) => (result instanceof OperatorError ? answer.failed(result) : answer.done({ group: group.name, ...result, devices: [...result.devices] })));
   }
 
   private group(name: string): Group {

@@ -28,6 +28,8 @@ import { DESTAGE_BUFFERS, Destager } from '../store/destager.js';
 import type { DestagerOptions } from '../store/destager.js';
 import { longestFileBytes } from '../store/layers.js';
 import { MapFile } from '../store/mapfile.js';
+import { DEFAULT_MAP_TASKS, MapTasks } from '../store/maptasks.js';
+import type { MapTaskOptions } from '../store/maptasks.js';
 import { NODE_READS_ARENA_BYTES, NodeReads } from '../store/nodereads.js';
 import { BlockReader } from '../store/read.js';
 import { createSlots, encodeSlot, findSlot, slotPath } from '../store/slot.js';
@@ -37,6 +39,7 @@ import type { WalkerOptions } from '../store/walker.js';
 import { Core } from './core.js';
 import type { CoreState } from './core.js';
 import { CacheReads } from './caching.js';
+import { Sizes } from './sizes.js';
 
 export interface ContentOptions {
   readonly node: string;
@@ -46,6 +49,7 @@ export interface ContentOptions {
   readonly destager: DestagerOptions;
   readonly checkpointer: Omit<CheckpointerOptions, 'directory' | 'groupId'>;
   readonly walker?: Partial<WalkerOptions>;
+  readonly mapTasks?: MapTaskOptions;
   /** A checkpoint at the latest after this much journal ... */
   readonly checkpointBytes: number;
   /** ... or after this long with activity, microseconds. */
@@ -91,6 +95,9 @@ export class Content {
   readonly destager: Destager;
   readonly checkpointer: Checkpointer;
   readonly walker: Walker;
+  /** Sizes and comparisons under way. */
+  readonly mapTasks: MapTasks;
+  readonly sizes: Sizes;
   readonly caching: CacheReads;
   /** SINK_BYTES of arena that anything may be read into and nothing is read from. */
   readonly sink: number;
@@ -124,6 +131,8 @@ export class Content {
     this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, options.destager, lowWater);
     this.checkpointer = new Checkpointer(reactor, this.store, { ...options.checkpointer, directory: options.directory, groupId: options.groupId }, file, sequence, at, lowWater);
     this.walker = new Walker(reactor, this.store, this.reader, this.checkpointer, { ...DEFAULT_WALKER, ...options.walker }, () => this.destager.jobsInFlight);
+    this.mapTasks = new MapTasks(reactor, this.store, (bit) => this.checkpointer.file(bit), options.mapMemoryBytes, options.mapTasks ?? DEFAULT_MAP_TASKS);
+    this.sizes = new Sizes(reactor, this);
     this.checkpointer.onCommitted = (maps) => this.walker.offer(maps);
     this.walker.onWanted = () => this.requestCheckpoint();
     this.destager.onWaiting = (lsn) => this.journal.sync(lsn);
@@ -283,7 +292,7 @@ export class Content {
 
   /** No helper job uses this content any more. */
   get quiet(): boolean {
-    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.walker.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && this.reader.readsInFlight === 0;
+    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.walker.jobInFlight && !this.mapTasks.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && this.reader.readsInFlight === 0;
   }
 
   /** Starts nothing more; `quiet` tells when it may be closed. */
@@ -293,6 +302,7 @@ export class Content {
     this.destager.stop();
     this.checkpointer.stop();
     this.walker.stop();
+    this.mapTasks.stop();
   }
 
   /** Gives files and memory back; only when `quiet`. */
@@ -300,6 +310,7 @@ export class Content {
     this.stop();
     this.destager.close();
     this.walker.close();
+    this.mapTasks.close();
     this.checkpointer.close();
     this.store.close();
     this.journal.close();

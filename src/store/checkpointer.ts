@@ -87,6 +87,7 @@ export interface CommittedMaps {
 export class Checkpointer {
   private state: State = 'idle';
   private capture: Capture | undefined;
+  /** Of the devices, as in `rows`; in a compaction followed by those that others hold. */
   private roots: MapRoot[] = [];
   private rows: [id: number, sizeBytes: number, layer: number, frozenLsn: number][] = [];
   private layerRows: ReturnType<Store['layers']['rows']> = { next: 1, layers: [] };
@@ -194,7 +195,11 @@ export class Checkpointer {
       this.fail(error.message);
       return true;
     }
-    if (rewrite) this.files[1 - this.store.map.currentFile] = this.target;
+    if (rewrite) {
+      this.files[1 - this.store.map.currentFile] = this.target;
+      // Nodes that only these reach would be lost: no file would have them any more.
+      for (const root of this.store.held) this.roots.push(this.store.map.share(root));
+    }
     this.lastNumber = Math.max(this.lastNumber, this.target.number);
     this.writer = new MapWriter(this.store.map, this.roots, { rewrite });
     this.state = 'writing';
@@ -326,6 +331,7 @@ export class Checkpointer {
     this.lowWater = capture.lowWater;
     this.state = 'idle';
     this.lastError = undefined;
+    for (const held of this.roots.splice(this.rows.length)) map.drop(held);
     const maps: CommittedMaps = {
       roots: this.roots, at: capture.at.lsn, lowWater: capture.lowWater.lsn, capture: this.captures, drops: this.drops, overwrittenBlocks: this.overwrittenBlocks,
     };

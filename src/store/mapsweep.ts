@@ -3,8 +3,9 @@
  * distinct node once, that can stop after any node and go on later (DESIGN §5,
  * the background walker: no step may be long, however many snapshots there are).
  *
- * Owns: the position, and a reference to every node between it and the roots:
- * nodes may be paged out and their parents dropped between two steps.
+ * Owns: the position, a reference to every node between it and the roots (nodes
+ * may be paged out and their parents dropped between two steps), and how many
+ * blocks of each tree are in use.
  * Must not know: what is done with what is found, how nodes are loaded.
  */
 import { LeafContent } from './leaf.js';
@@ -34,6 +35,10 @@ class SpanList {
   handles = new Uint32Array(16);
   trees = new Uint32Array(16);
   root = new Uint32Array(16);
+  /** Blocks in use below each node, as far as it was visited. */
+  used = new Float64Array(16);
+  /** Per node: 1 + index of its child in the list of the part under construction or visited; 0 = zero. */
+  child = new Uint32Array(16);
   count = 0;
   /** First leaf of the span, and which of its 64 parts comes next. */
   start = 0;
@@ -45,8 +50,8 @@ class SpanList {
 
   constructor(private readonly map: BlockMap) {}
 
-  /** Adds a node and holds it; one with the same content only counts. */
-  add(h: number, trees: number, root: number): void {
+  /** Adds a node and holds it; one with the same content only counts. Returns its index. */
+  add(h: number, trees: number, root: number): number {
     if ((this.count + 1) * 2 > this.keys.length) this.grow();
     const key = identityOf(this.map, h);
     const slot = this.slotOf(key);
@@ -54,13 +59,15 @@ class SpanList {
       const found = this.at[slot];
       this.trees[found] += trees;
       if (root < this.root[found]) this.root[found] = root;
-      return;
+      return found;
     }
     this.put(slot, key, this.count);
     this.map.nodes.retain(h);
     this.handles[this.count] = h;
     this.trees[this.count] = trees;
-    this.root[this.count++] = root;
+    this.root[this.count] = root;
+    this.used[this.count] = 0;
+    return this.count++;
   }
 
   clear(): void {
@@ -93,11 +100,14 @@ class SpanList {
     for (let i = 0; i < old.keys.length; i++) {
       if (old.generations[i] === this.generation) this.put(this.slotOf(old.keys[i]), old.keys[i], old.at[i]);
     }
-    for (const name of ['handles', 'trees', 'root'] as const) {
+    for (const name of ['handles', 'trees', 'root', 'child'] as const) {
       const grown = new Uint32Array(size);
       grown.set(this[name]);
       this[name] = grown;
     }
+    const used = new Float64Array(size);
+    used.set(this.used);
+    this.used = used;
   }
 }
 
@@ -106,6 +116,10 @@ export class MapSweep {
   neededNode = 0;
   /** After `place`. */
   placeBlock = 0;
+  /** Blocks in use, per root; complete at the end of a sweep that skipped nothing. */
+  readonly used: Float64Array;
+  /** Per root: 1 + its index in the list of its height; 0 = zero. */
+  private readonly rootAt: Uint32Array;
 
   private readonly lists: SpanList[] = [];
   private readonly height: number;
@@ -120,6 +134,8 @@ export class MapSweep {
   /** Starts at the place of `firstBlock`. `roots` are borrowed and stay unchanged: hold shares of your own. */
   constructor(private readonly map: BlockMap, private readonly roots: readonly MapRoot[], firstBlock: number) {
     this.height = roots.reduce((height, root) => Math.max(height, root.height), 0);
+    this.used = new Float64Array(roots.length);
+    this.rootAt = new Uint32Array(roots.length);
     for (let level = 0; level <= this.height; level++) this.lists.push(new SpanList(map));
     this.level = this.height + 1;
     this.skipTo(firstBlock);
@@ -165,7 +181,7 @@ export class MapSweep {
     if (list.slot < skipped) list.slot = Math.min(FAN_OUT, skipped);
     this.budget--;
     if (list.slot === FAN_OUT || (list.count === 0 && list.slot > 0)) {
-      list.clear();
+      this.passUp(list, this.level);
       this.level++;
       return;
     }
@@ -188,7 +204,7 @@ export class MapSweep {
       if (this.budget-- <= 0) return Sweep.more;
       if (this.index < rootCount) {
         const root = roots[this.index];
-        if (root.height === this.level - 1 && root.handle !== 0) part.add(root.handle, 1, this.index);
+        if (root.height === this.level - 1 && root.handle !== 0) this.rootAt[this.index] = part.add(root.handle, 1, this.index) + 1;
       } else {
         const at = this.index - rootCount;
         const h = above!.handles[at];
@@ -197,7 +213,7 @@ export class MapSweep {
           return Sweep.needed;
         }
         const child = map.inners.child(h, above!.slot - 1);
-        if (child !== 0) part.add(child, above!.trees[at], above!.root[at]);
+        above!.child[at] = child === 0 ? 0 : part.add(child, above!.trees[at], above!.root[at]) + 1;
       }
       this.index++;
     }
@@ -224,10 +240,23 @@ export class MapSweep {
       this.visitLeaf(this.index++, firstBlock, visitor);
     }
     this.index = 0;
-    list.clear();
+    this.passUp(list, 0);
     this.level = 1;
     this.placeBlock = firstBlock;
     return Sweep.place;
+  }
+
+  /** All below `list`, which is of `level`, was visited: its sums go to the nodes above and to its roots, and it is done. */
+  private passUp(list: SpanList, level: number): void {
+    if (level < this.height) {
+      const above = this.lists[level + 1];
+      for (let at = 0; at < above.count; at++) if (above.child[at] !== 0) above.used[at] += list.used[above.child[at] - 1];
+      this.budget -= above.count >> 4;
+    }
+    if (list.start === 0) {
+      for (let i = 0; i < this.roots.length; i++) if (this.roots[i].height === level && this.rootAt[i] !== 0) this.used[i] += list.used[this.rootAt[i] - 1];
+    }
+    list.clear();
   }
 
   private visitLeaf(index: number, firstBlock: number, visitor: WalkVisitor): void {
@@ -236,12 +265,16 @@ export class MapSweep {
     visitor.leaf(firstBlock, list.trees[index], list.root[index]);
     const { layers } = this.content;
     let runs = 0;
+    let used = 0;
     for (let block = 0; block < LEAF_BLOCKS; runs++) {
       const from = block;
       const layer = layers[block];
       while (block < LEAF_BLOCKS && layers[block] === layer) block++;
-      if (layer !== 0) visitor.run(layer, firstBlock + from, block - from);
+      if (layer === 0) continue;
+      visitor.run(layer, firstBlock + from, block - from);
+      used += block - from;
     }
+    list.used[index] = used;
     this.budget -= runs >> 1;
   }
 }

@@ -47,6 +47,8 @@ export class Store {
   private readonly devices = new Map<number, StoredDevice>();
   /** The device looked up last: requests come in runs. */
   private lastDevice: StoredDevice | undefined;
+  /** Roots beside those of the devices that something looks at; a compaction of the map file keeps what they reach. */
+  readonly held = new Set<MapRoot>();
   /** Acts since start after which space may be free that was in use: trims, removals, restores. */
   drops = 0;
   /** Blocks written since start: those over blocks of frozen layers may leave them without reference. */

@@ -70,6 +70,10 @@ export class FakePort implements ControlPort {
       case 'flush': return { lsn: 900_000, upTo: request.upTo };
       case 'status': return nodeStatus();
       case 'devices': return { group: request.group, lsn: 900_000, devices: group().devices };
+      case 'sizes': return {
+        group: request.group, lsn: 900_000, storedBytes: 5 * 2 ** 20, tookUs: 1234,
+        devices: [{ id: 1, usedBytes: 4 * 2 ** 20, ownBytes: 2 ** 20, sharedBytes: 3 * 2 ** 20 }, { id: 2, usedBytes: 4 * 2 ** 20, ownBytes: 2 ** 20, sharedBytes: 3 * 2 ** 20 }],
+      };
       case 'links': return { group: request.group, links: [link()] };
       case 'linkDrop': return { peer: request.peer, freedBytes: 2 ** 20, lsn: 880_000 };
       case 'journal': return { records: [record(100), record(200)], next: 300, appended: 300, end: true };

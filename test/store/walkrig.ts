@@ -10,6 +10,7 @@ import type { Operation } from '../../src/group/record.js';
 import { RequestKind, RequestTable } from '../../src/group/requests.js';
 import { mkdirs } from '../../src/io/file.js';
 import type { Reactor } from '../../src/io/reactor.js';
+import type { MapTaskOptions } from '../../src/store/maptasks.js';
 import type { Walker, WalkerOptions } from '../../src/store/walker.js';
 
 /** Tags of a device's blocks; a block that is not there is zero. */
@@ -23,11 +24,13 @@ export interface RigOptions {
   readonly segmentBytes: number;
   readonly segments: number;
   readonly mapMemoryBytes: number;
+  readonly compactSlackBytes: number;
+  readonly mapTasks?: MapTaskOptions;
 }
 
 export const QUICK: RigOptions = {
   walker: { pauseUs: 50, retryUs: 20_000, restUs: 1000, restFactor: 1 }, destageUs: 5000, checkpointUs: 50_000, bootId: 'boot-1', segmentBytes: MIB, segments: 16,
-  mapMemoryBytes: 16 * MIB,
+  mapMemoryBytes: 16 * MIB, compactSlackBytes: 256 * KIB,
 };
 
 const PIECE = 64 * KIB;
@@ -58,8 +61,9 @@ export class Rig {
       space: () => ({ totalBytes: 2 ** 50, freeBytes: 2 ** 50 }),
       journal: { segmentBytes: options.segmentBytes, maxSegments: options.segments, syncBytes: 4 * MIB, syncUs: 10_000, maxBatchPayload: 128 * KIB },
       destager: { startBytes: 2 * options.segmentBytes, startUs: options.destageUs, bufferBytes: 128 * KIB, retryUs: 5000 },
-      checkpointer: { bufferBytes: 64 * KIB, compactSlackBytes: 256 * KIB, retryUs: 5000 },
+      checkpointer: { bufferBytes: 64 * KIB, compactSlackBytes: options.compactSlackBytes, retryUs: 5000 },
       walker: options.walker, checkpointBytes: 64 * MIB, checkpointUs: options.checkpointUs, mapMemoryBytes: options.mapMemoryBytes,
+      ...(options.mapTasks === undefined ? {} : { mapTasks: options.mapTasks }),
     }, this.requests, new SinkLog(() => undefined));
   }
 
