@@ -41,6 +41,8 @@ const COMMANDS: readonly [readonly string[], ControlRequest, RegExp][] = [
   [['link', 'status', 'g'], { op: 'links', group: 'g' }, /^group g\n {2}link -> {3}beta {2}async, streaming; up to date\n/],
   [['link', 'status'], { op: 'status' }, /^group g\n {2}link -> {3}beta/],
   [['list', 'g'], { op: 'devices', group: 'g' }, /^NAME .*\ng\/vol /],
+  [['list', 'g', '--tree'], { op: 'sizes', group: 'g' }, /^NAME .* OWN .*\ng\/vol .* 1 MiB +3 MiB [^]*\ng: 5 MiB in all at LSN 900000/],
+  [['list', 'g', '--tree', '--no-sizes'], { op: 'devices', group: 'g' }, /^NAME +ID +SIZE +CREATED .*\ng\/vol /],
   [['list'], { op: 'status' }, /^NAME .*\ng\/vol /],
   [['status'], { op: 'status' }, /^alpha {2}lockstepd 0\.1\.0/],
   [['status', 'g'], { op: 'status' }, /^group g {2}PRIMARY {2}all is well\n/],

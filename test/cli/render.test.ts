@@ -108,6 +108,13 @@ g/vol          1  10 GiB  2026-01-02 03:04:05Z  4096        0
 └─ vol@c       5  10 GiB  2026-01-02 03:04:05Z    50        0  protected
    └─ vol@d    6  10 GiB  2026-01-02 03:04:05Z    60        0
 `);
+  const sizes = { group: 'g', lsn: 95, storedBytes: 5 * 2 ** 20, tookUs: 7, devices: [{ id: 1, usedBytes: 4 * 2 ** 20, ownBytes: 4096, sharedBytes: 4 * 2 ** 20 - 4096 }] };
+  t.equal(`\n${renderTree([{ group: 'g', devices: [device({ set: 'monday' }), device({ id: 3, name: 'vol@a', parent: 1, protected: true, set: 'monday' })], sizes }])}\n`, `
+NAME      ID    SIZE    OWN    SHARED  CREATED                LSN  CLIENTS
+g/vol      1  10 GiB  4 KiB  4.00 MiB  2026-01-02 03:04:05Z  4096        0  set @monday
+└─ vol@a   3  10 GiB      -         -  2026-01-02 03:04:05Z  4096        0  protected, set @monday
+g: 5 MiB in all at LSN 95, shared blocks counted once
+`, 'with sizes; a device that is younger than the count has none');
   t.match(renderList([{ group: 'g', devices }]).split('\n').map((line) => line.split(' ')[0]), ['NAME', 'g/other', 'g/vol', 'g/vol@a', 'g/vol@b', 'g/vol@c', 'g/vol@d', 'g/vol@orphan']);
 });
 

@@ -4,12 +4,14 @@ import type { Command } from 'commander';
 import { OperatorError } from '../../base/errors.js';
 import { formatSize } from '../../base/units.js';
 import { VERSION } from '../../base/version.js';
-import type { GroupStatus, JournalRecord, NodeStatus } from '../../control/schema.js';
+import { ControlError } from '../../control/client.js';
+import type { GroupStatus, JournalRecord, NodeStatus, SizesReply } from '../../control/schema.js';
 import { EXIT_FAILED, groupArgument, wholeNumber } from '../context.js';
 import type { Context } from '../context.js';
 import type { Register } from '../program.js';
 import { adviseGroup } from '../render/advice.js';
 import { renderList, renderTree } from '../render/devices.js';
+import type { GroupDevices } from '../render/devices.js';
 import { renderGroup, renderLink, renderStatus } from '../render/status.js';
 import type { Style } from '../render/words.js';
 import { COLOURED, PLAIN } from '../render/words.js';
@@ -17,7 +19,8 @@ import { COLOURED, PLAIN } from '../render/words.js';
 export function registerInspection(program: Command, register: Register): void {
   program.command('list [group]')
     .description('list volumes and snapshots')
-    .option('--tree', 'show what was taken from what')
+    .option('--tree', 'show what was taken from what, with the bytes that are its own and those that it shares; they are counted on demand')
+    .option('--no-sizes', 'with --tree: count nothing')
     .action(register(list));
   program.command('status [group]')
     .description('role, positions, lag and why, journal use, destage backlog, and what to do if something is wrong')
@@ -49,14 +52,28 @@ function groupOf(status: NodeStatus, name: string): GroupStatus {
   throw new OperatorError('group/not-found', `node ${status.node} has no group ${JSON.stringify(name)}${known === '' ? '' : `; it has ${known}`}`);
 }
 
-async function list(context: Context, options: { tree?: boolean }, name?: string): Promise<void> {
-  const words = options.tree === true ? renderTree : renderList;
-  if (name !== undefined) {
-    const reply = await context.client.devices(groupArgument(name));
-    return context.print(reply, () => words([reply]));
+async function list(context: Context, options: { tree?: boolean; sizes: boolean }, name?: string): Promise<void> {
+  const groups: GroupDevices[] = name !== undefined
+    ? [await context.client.devices(groupArgument(name))]
+    : (await context.client.status()).groups.map((group) => ({ group: group.name, lsn: group.lsn.applied, devices: group.devices }));
+  const shown = options.tree === true && options.sizes ? await withSizes(context, groups) : groups;
+  context.print(name === undefined ? { groups: shown } : shown[0], () => (options.tree === true ? renderTree(shown) : renderList(shown)));
+}
+
+/** A group whose sizes cannot be counted is shown without, and the reason said. */
+async function withSizes(context: Context, groups: readonly GroupDevices[]): Promise<GroupDevices[]> {
+  const counted: GroupDevices[] = [];
+  for (const one of groups) {
+    let sizes: SizesReply | null = null;
+    try {
+      sizes = await context.client.sizes(one.group);
+    } catch (error) {
+      if (!(error instanceof ControlError) || error.kind !== 'operator') throw error;
+      context.streams.err(`lockstep: ${one.group}: ${error.message}\n`);
+    }
+    counted.push({ ...one, sizes });
   }
-  const groups = (await context.client.status()).groups.map((group) => ({ group: group.name, lsn: group.lsn.applied, devices: group.devices }));
-  context.print({ groups }, () => words(groups));
+  return counted;
 }
 
 async function status(context: Context, options: { check?: boolean }, name?: string): Promise<void> {

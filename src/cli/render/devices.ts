@@ -1,24 +1,30 @@
 /** Lists of devices for people. Pure. */
 
 import { formatSize } from '../../base/units.js';
-import type { DeviceEntry } from '../../control/schema.js';
+import type { DeviceEntry, SizesReply } from '../../control/schema.js';
 import { formatTime, table } from './words.js';
 
 export interface GroupDevices {
   readonly group: string;
   readonly devices: readonly DeviceEntry[];
+  /** Null when they could not be counted. */
+  readonly sizes?: SizesReply | null;
 }
 
 const HEADER = ['NAME', 'ID', 'SIZE', 'CREATED', 'LSN', 'CLIENTS', ''];
 const RIGHT = [1, 2, 4, 5];
+const SIZED_HEADER = ['NAME', 'ID', 'SIZE', 'OWN', 'SHARED', 'CREATED', 'LSN', 'CLIENTS', ''];
+const SIZED_RIGHT = [1, 2, 3, 4, 6, 7];
 
 export function renderList(groups: readonly GroupDevices[]): string {
-  return render(groups, (one) => [...one.devices].sort(byName).map((device) => cells(`${one.group}/${device.name}`, device)));
+  return render(groups, false, (one) => [...one.devices].sort(byName).map((device) => cells(`${one.group}/${device.name}`, device, undefined)));
 }
 
-/** Snapshots below what they were taken from. */
+/** Snapshots below what they were taken from; with sizes when any group has some. */
 export function renderTree(groups: readonly GroupDevices[]): string {
-  return render(groups, (one) => {
+  const sized = groups.some((one) => one.sizes !== undefined);
+  const rows = render(groups, sized, (one) => {
+    const sizes = sized ? new Map((one.sizes?.devices ?? []).map((device) => [device.id, [formatSize(device.ownBytes), formatSize(device.sharedBytes)]])) : undefined;
     const ids = new Set(one.devices.map((device) => device.id));
     const below = new Map<number | null, DeviceEntry[]>();
     for (const device of [...one.devices].sort((a, b) => a.creationLsn - b.creationLsn || a.id - b.id)) {
@@ -32,7 +38,7 @@ export function renderTree(groups: readonly GroupDevices[]): string {
     const waiting = (below.get(null) ?? []).map((device) => ({ device, name: `${one.group}/${device.name}`, indent: '' })).reverse();
     for (let next = waiting.pop(); next !== undefined; next = waiting.pop()) {
       const { device, name, indent } = next;
-      rows.push(cells(name, device));
+      rows.push(cells(name, device, sizes));
       const children = below.get(device.id) ?? [];
       for (let i = children.length - 1; i >= 0; i--) {
         const last = i === children.length - 1;
@@ -41,16 +47,23 @@ export function renderTree(groups: readonly GroupDevices[]): string {
     }
     return rows;
   });
+  const stored = groups.flatMap((one) => (one.sizes === undefined || one.sizes === null ? [] : [`${one.group}: ${formatSize(one.sizes.storedBytes)} in all at LSN ${one.sizes.lsn}, shared blocks counted once`]));
+  return [rows, ...stored].join('\n');
 }
 
-function render(groups: readonly GroupDevices[], rowsOf: (one: GroupDevices) => string[][]): string {
+function render(groups: readonly GroupDevices[], sized: boolean, rowsOf: (one: GroupDevices) => string[][]): string {
   const rows = groups.flatMap(rowsOf);
   if (rows.length === 0) return 'no devices; make one with: lockstep create GROUP/VOLUME SIZE';
-  return table(HEADER, rows, RIGHT);
+  return sized ? table(SIZED_HEADER, rows, SIZED_RIGHT) : table(HEADER, rows, RIGHT);
 }
 
-function cells(name: string, device: DeviceEntry): string[] {
-  return [name, String(device.id), formatSize(device.sizeBytes), formatTime(device.creationTimeMs), String(device.creationLsn), String(device.clients), device.protected ? 'protected' : ''];
+/** `sizes`: own and shared bytes in words, by device id; a device that is younger than the count has none. */
+function cells(name: string, device: DeviceEntry, sizes: ReadonlyMap<number, readonly string[]> | undefined): string[] {
+  const marks = [...(device.protected ? ['protected'] : []), ...(device.set === null ? [] : [`set @${device.set}`])];
+  return [
+    name, String(device.id), formatSize(device.sizeBytes), ...(sizes === undefined ? [] : (sizes.get(device.id) ?? ['-', '-'])),
+    formatTime(device.creationTimeMs), String(device.creationLsn), String(device.clients), marks.join(', '),
+  ];
 }
 
 function byName(a: DeviceEntry, b: DeviceEntry): number {
