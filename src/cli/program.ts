@@ -7,6 +7,7 @@ import { Command, CommanderError } from 'commander';
 import { VERSION } from '../base/version.js';
 import { registerAttachment } from './commands/attach.js';
 import { registerInspection } from './commands/inspect.js';
+import { registerAssigns } from './commands/assign.js';
 import { registerOperations } from './commands/operations.js';
 import { Context, DEFAULT_SOCKET, EXIT_OK, EXIT_OPERATOR } from './context.js';
 import type { GlobalOptions, Streams } from './context.js';
@@ -41,6 +42,7 @@ export async function runCommandLine(argv: readonly string[], streams: Streams):
     .exitOverride();
   registerInspection(program, register);
   registerOperations(program, register);
+  registerAssigns(program, register);
   registerAttachment(program, register);
   try {
     await program.parseAsync(argv, { from: 'user' });

@@ -68,12 +68,43 @@ export class ControlClient {
     return this.call('POST', `${groupPath(group)}/volumes`, body, OperationReply, patience(body));
   }
 
-  snapshot(group: string, body: { source: string; name: string } & Waits): Promise<OperationReply> {
+  /** Without a source: of every volume, as the set `@name`. */
+  snapshot(group: string, body: { source: string | null; name: string } & Waits): Promise<OperationReply> {
     return this.call('POST', `${groupPath(group)}/snapshots`, body, OperationReply, patience(body));
   }
 
-  restore(group: string, body: { target: string; source: string; force?: boolean } & Waits): Promise<OperationReply> {
-    return this.call('POST', `${groupPath(group)}/restore`, body, OperationReply, patience(body));
+  /** `source` may be a set (@NAME), and then there is no target. */
+  restore(group: string, body: { target?: string; source: string; ranges?: [number, number][]; force?: boolean } & Waits): Promise<OperationReply> {
+    return this.operate(group, 'restore', body);
+  }
+
+  refresh(group: string, body: { target: string; force?: boolean } & Waits): Promise<OperationReply> {
+    return this.operate(group, 'refresh', body);
+  }
+
+  sync(group: string, body: { target: string; source: string; ranges?: [number, number][]; force?: boolean } & Waits): Promise<OperationReply> {
+    return this.operate(group, 'sync', body);
+  }
+
+  /** `size` in bytes or in words. */
+  resize(group: string, body: { device: string; size: number | string; force?: boolean } & Waits): Promise<OperationReply> {
+    return this.operate(group, 'resize', body);
+  }
+
+  rename(group: string, body: { device: string; name: string; force?: boolean } & Waits): Promise<OperationReply> {
+    return this.operate(group, 'rename', body);
+  }
+
+  protect(group: string, on: boolean, body: { device: string; force?: boolean } & Waits): Promise<OperationReply> {
+    return this.operate(group, on ? 'protect' : 'unprotect', body);
+  }
+
+  clone(group: string, body: { source: string; name: string } & Waits): Promise<OperationReply> {
+    return this.operate(group, 'clone', body);
+  }
+
+  private operate(group: string, verb: string, body: Waits): Promise<OperationReply> {
+    return this.call('POST', `${groupPath(group)}/${verb}`, body, OperationReply, patience(body));
   }
 
   remove(group: string, device: string, options: { withSnapshots?: boolean; force?: boolean } & Waits = {}): Promise<OperationReply> {

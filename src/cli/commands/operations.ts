@@ -1,46 +1,42 @@
-/** Commands that change a group: create, snapshot, restore, remove, promote, flush. */
+/** Commands that change a group: create, snapshot, resize, rename, protect, remove, promote, flush. */
 
 import type { Command } from 'commander';
 import { OperatorError } from '../../base/errors.js';
 import { isName, parseDeviceName } from '../../base/names.js';
-import { formatSize, parseSize } from '../../base/units.js';
-import type { Waits } from '../../control/client.js';
-import { deviceArgument, groupArgument, wholeNumber } from '../context.js';
+import { formatSize } from '../../base/units.js';
+import { deviceArgument, groupArgument } from '../context.js';
 import type { Context } from '../context.js';
+import { deviceOrSetArgument, sizeArgument, waitOptions, waits } from '../operands.js';
+import type { ForceOption, WaitOptions } from '../operands.js';
 import type { Register } from '../program.js';
-
-interface WaitOptions {
-  readonly wait: string;
-  readonly waitTimeout: string;
-}
-
-function waitOptions(command: Command): Command {
-  return command
-    .option('--wait <what>', 'answer when the marker is "durable" here, or "applied" on every secondary', 'durable')
-    .option('--wait-timeout <seconds>', 'how long to wait for "applied"; the operation stays done', '60');
-}
-
-function waits(options: WaitOptions): Waits {
-  if (options.wait !== 'durable' && options.wait !== 'applied') throw new OperatorError('usage', `--wait must be "durable" or "applied", not ${JSON.stringify(options.wait)}`);
-  return { wait: options.wait, waitSeconds: wholeNumber(options.waitTimeout, '--wait-timeout', 1, 86_400) };
-}
 
 export function registerOperations(program: Command, register: Register): void {
   waitOptions(program.command('create <group/volume> <size>'))
     .description('create a volume of zeros; the size such as 10G, a multiple of 4096 bytes')
     .action(register(create));
   waitOptions(program.command('snapshot <group/volume@name>'))
-    .description('make a snapshot of a volume, or of one of its snapshots')
+    .description('make a snapshot of a volume, or of one of its snapshots; GROUP/@NAME: of all volumes of the group, at one point')
     .option('--of <snapshot>', 'take it of VOLUME@SNAPSHOT instead of the volume')
     .action(register(snapshot));
-  waitOptions(program.command('restore <group/target> <source>'))
-    .description('make a device what another one is; the source as GROUP/VOLUME@SNAPSHOT or @SNAPSHOT')
-    .option('--force', 'disconnect clients that may write to the target')
-    .action(register(restore));
+  waitOptions(program.command('resize <group/device> <size>'))
+    .description('change the size of a device; what shrinking cuts off is lost')
+    .option('--force', 'shrink although there may be data behind the new end, and disconnect its clients')
+    .action(register(resize));
+  waitOptions(program.command('rename <group/device> <name>'))
+    .description("give a volume, a snapshot or GROUP/@SET another name; a snapshot's without the volume and the @")
+    .option('--force', 'also one member of a set')
+    .action(register(rename));
+  waitOptions(program.command('protect <group/device>'))
+    .description('keep a device, or GROUP/@SET, from being removed, restored, refreshed and shrunk; a snapshot from being written, too')
+    .option('--force', 'disconnect clients of a snapshot')
+    .action(register((context: Context, options: WaitOptions & ForceOption, name: string) => protect(context, options, name, true)));
+  waitOptions(program.command('unprotect <group/device>'))
+    .description('take the protection back')
+    .action(register((context: Context, options: WaitOptions & ForceOption, name: string) => protect(context, options, name, false)));
   waitOptions(program.command('remove <group/device>'))
-    .description('remove a snapshot or a volume')
+    .description('remove a snapshot, a volume, or GROUP/@SET')
     .option('--with-snapshots', 'remove a volume with all its snapshots')
-    .option('--force', 'disconnect its clients')
+    .option('--force', 'disconnect its clients; also one member of a set')
     .action(register(remove));
   program.command('promote <group>')
     .description('make this secondary the primary, in a new epoch, after it applied all that it has')
@@ -55,15 +51,21 @@ export function registerOperations(program: Command, register: Register): void {
 async function create(context: Context, options: WaitOptions, name: string, sizeWords: string): Promise<void> {
   const { group, device } = deviceArgument(name);
   if (!isName(device)) throw new OperatorError('usage', `a volume's name has no "@"; to make a snapshot: lockstep snapshot ${name}`);
-  const size = parseSize(sizeWords);
-  if (size === undefined) throw new OperatorError('usage', `${JSON.stringify(sizeWords)} is not a size; write for example 10G or 512M`);
+  const size = sizeArgument(sizeWords);
   const asked = waits(options);
   const reply = await context.client.createVolume(group, { name: device, size, ...asked });
   context.printOperation(reply, `created ${name}, ${formatSize(size)},`, asked);
 }
 
 async function snapshot(context: Context, options: WaitOptions & { of?: string }, name: string): Promise<void> {
-  const { group, device } = deviceArgument(name);
+  const asked = waits(options);
+  const { group, device, set } = deviceOrSetArgument(name);
+  if (set !== undefined) {
+    if (options.of !== undefined) throw new OperatorError('usage', `${name} is a snapshot of every volume of group ${group}; --of names the source of a single one`);
+    const reply = await context.client.snapshot(group, { source: null, name: set, ...asked });
+    context.printOperation(reply, `created ${name} of ${reply.devices.length === 1 ? '1 volume' : `${reply.devices.length} volumes`}`, asked);
+    return;
+  }
   const parsed = parseDeviceName(device);
   if (parsed?.snapshot === undefined) throw new OperatorError('usage', `name the new snapshot too: lockstep snapshot ${name}@NAME`);
   let source = parsed.volume;
@@ -73,23 +75,36 @@ async function snapshot(context: Context, options: WaitOptions & { of?: string }
     if (of.group !== group || ofName?.volume !== parsed.volume) throw new OperatorError('usage', `--of must name a snapshot of ${group}/${parsed.volume}, not ${JSON.stringify(options.of)}`);
     source = of.device;
   }
-  const asked = waits(options);
   const reply = await context.client.snapshot(group, { source, name: parsed.snapshot, ...asked });
   context.printOperation(reply, `created ${name} of ${group}/${source}`, asked);
 }
 
-async function restore(context: Context, options: WaitOptions & { force?: boolean }, name: string, from: string): Promise<void> {
-  const target = deviceArgument(name);
-  const volume = parseDeviceName(target.device)?.volume ?? '';
-  const source = deviceArgument(from.startsWith('@') ? `${target.group}/${volume}${from}` : from.includes('/') ? from : `${target.group}/${from}`);
-  if (source.group !== target.group) throw new OperatorError('usage', `both devices must be in one group: ${name} is in ${target.group}, ${from} in ${source.group}`);
+async function resize(context: Context, options: WaitOptions & ForceOption, name: string, sizeWords: string): Promise<void> {
+  const { group, device } = deviceArgument(name);
+  const size = sizeArgument(sizeWords);
   const asked = waits(options);
-  const reply = await context.client.restore(target.group, { target: target.device, source: source.device, force: options.force === true, ...asked });
-  context.printOperation(reply, `restored ${name} from ${source.group}/${source.device}`, asked);
+  const reply = await context.client.resize(group, { device, size, force: options.force === true, ...asked });
+  context.printOperation(reply, `${name} has ${formatSize(size)} now`, asked);
 }
 
-async function remove(context: Context, options: WaitOptions & { force?: boolean; withSnapshots?: boolean }, name: string): Promise<void> {
-  const { group, device } = deviceArgument(name);
+async function rename(context: Context, options: WaitOptions & ForceOption, name: string, newName: string): Promise<void> {
+  const { group, device } = deviceOrSetArgument(name);
+  const bare = newName.includes('@') ? newName.slice(newName.indexOf('@') + 1) : newName.includes('/') ? newName.slice(newName.indexOf('/') + 1) : newName;
+  if (!isName(bare)) throw new OperatorError('usage', `${JSON.stringify(newName)} is no name`);
+  const asked = waits(options);
+  const reply = await context.client.rename(group, { device, name: bare, force: options.force === true, ...asked });
+  context.printOperation(reply, `renamed ${name} to ${reply.devices.map((one) => `${group}/${one.name}`).join(', ')}`, asked);
+}
+
+async function protect(context: Context, options: WaitOptions & ForceOption, name: string, on: boolean): Promise<void> {
+  const { group, device } = deviceOrSetArgument(name);
+  const asked = waits(options);
+  const reply = await context.client.protect(group, on, { device, force: options.force === true, ...asked });
+  context.printOperation(reply, `${name} is ${on ? '' : 'no longer '}protected`, asked);
+}
+
+async function remove(context: Context, options: WaitOptions & ForceOption & { withSnapshots?: boolean }, name: string): Promise<void> {
+  const { group, device } = deviceOrSetArgument(name);
   const asked = waits(options);
   const reply = await context.client.remove(group, device, { withSnapshots: options.withSnapshots === true, force: options.force === true, ...asked });
   context.printOperation(reply, `removed ${name}`, asked);
