@@ -292,7 +292,7 @@ export class Content {
 
   /** No helper job uses this content any more. */
   get quiet(): boolean {
-    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.walker.jobInFlight && !this.mapTasks.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && this.reader.readsInFlight === 0;
+    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.walker.jobInFlight && !this.mapTasks.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && !this.journal.pool.held && this.reader.readsInFlight === 0;
   }
 
   /** Starts nothing more; `quiet` tells when it may be closed. */

@@ -27,6 +27,7 @@ import { MAX_REASON, type EpochOperation, type Operation } from './record.js';
 import { RequestKind } from './requests.js';
 import type { RequestTable } from './requests.js';
 import type { EpochEntry, GroupRole, ReceiveResult, ReplicatedGroup } from './replica.js';
+import { Retention } from './retention.js';
 import { Roles } from './roles.js';
 import type { RolesOptions } from './roles.js';
 import { SpaceAdmission } from './space.js';
@@ -55,7 +56,8 @@ export class Group implements ReplicatedGroup {
   private readonly roles: Roles;
   private opened: Content | undefined;
   private ingest: Ingest | undefined;
-  private readonly cursors = new Map<string, number>();
+  /** For whom the journal is kept. */
+  readonly retention: Retention;
   private readonly appendedHooks = new Set<() => void>();
   private readonly durableHooks = new Set<() => void>();
   private readonly roleHooks = new Set<() => void>();
@@ -79,6 +81,7 @@ export class Group implements ReplicatedGroup {
       roleChanged: () => this.roleChanged(),
     }, log, state);
     this.follower = new Follower(reactor, this, log);
+    this.retention = new Retention(reactor, options.directory);
     this.exports = new Exports(this);
     this.space = new SpaceAdmission(reactor, options.directory, options.watermarkBytes, options.space);
     this.space.onChange = (refusal) => (refusal === undefined ? log.info('space is sufficient again, writes are taken') : log.error(refusal));
@@ -94,6 +97,7 @@ export class Group implements ReplicatedGroup {
       const group = new Group(reactor, options, requests, log, found);
       group.opening(true, () => {
         if (found.groupId === null) return;
+        group.retention.cursors.load(found.groupId);
         group.take(Content.open(reactor, { ...options, groupId: found.groupId }, group.roles.known));
         group.roles.started(group.content, group.position);
         group.contentChanged();
@@ -255,11 +259,9 @@ export class Group implements ReplicatedGroup {
     });
   }
 
-  /** Oldest LSN that a link needs; Infinity when none does. */
+  /** Oldest LSN that a link or an export cursor needs; Infinity when none does. */
   retainedLsn(): number {
-    let lowest = Infinity;
-    for (const lsn of this.cursors.values()) lowest = Math.min(lowest, lsn);
-    return lowest;
+    return this.retention.lowest;
   }
 
   spaceNeeds(): { undestagedBytes: number; journalBytesToCome: number } {
@@ -364,7 +366,7 @@ export class Group implements ReplicatedGroup {
   /** Why writers wait for the journal, or null when they do not. */
   stallReason(): string | null {
     const full = this.opened !== undefined && (this.stalledCount > 0 || !this.opened.journal.hasRoomForData);
-    return full ? stallSentence(this.name, this.content, this.cursors) : null;
+    return full ? stallSentence(this.name, this.content, this.retention.slowest) : null;
   }
 
   // ---- roles ----------------------------------------------------------------------------------------
@@ -449,10 +451,7 @@ export class Group implements ReplicatedGroup {
 
   // ---- sending side ---------------------------------------------------------------------------------
 
-  setCursor(peer: string, lsn: number | undefined): void {
-    if (lsn === undefined) this.cursors.delete(peer);
-    else this.cursors.set(peer, lsn);
-  }
+  setCursor(peer: string, lsn: number | undefined): void { this.retention.setLink(peer, lsn); }
 
   onAppended(hook: () => void): () => void {
     return addHook(this.appendedHooks, hook);
@@ -476,7 +475,7 @@ export class Group implements ReplicatedGroup {
     const { opened } = this;
     opened?.stop();
     const wait = (): void => {
-      if (opened !== undefined && !opened.quiet) {
+      if (opened?.quiet === false || !this.retention.cursors.quiet) {
         this.reactor.after(CLOSE_WAIT_US, wait);
         return;
       }

@@ -18,6 +18,7 @@ import type { Io } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import { batch, BATCH_MAGIC, checkBatchShape, decodeSegmentHeader, MAX_BATCH_BYTES, MAX_HEADER_BYTES, SEGMENT_HEADER_BYTES, usedHeaderBytes } from '../journal/format.js';
 import { findSlot } from '../store/slot.js';
+import { CURSOR_FILE } from './cursorfile.js';
 import { readState } from './statefile.js';
 import type { StateFile } from './statefile.js';
 
@@ -39,6 +40,7 @@ function servedLeftover(reactor: Reactor, directory: string): string | undefined
   const { io } = reactor;
   const layer = names(io, `${directory}/layers`).find((name) => name.startsWith('device-'));
   if (layer !== undefined) return `layers/${layer}`;
+  if (names(io, directory).includes(CURSOR_FILE)) return CURSOR_FILE;
   return checkpointLeft(io, directory) ?? journalLeft(reactor, `${directory}/journal`);
 }
 

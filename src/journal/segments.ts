@@ -240,6 +240,11 @@ export class SegmentPool {
     return io.pwrite(this.current.fd, this.scratch, SECTOR_BYTES, MARK_OFFSET);
   }
 
+  /** A helper reads from a segment, or syncs one: its descriptor must stay open. */
+  get held(): boolean {
+    return this.live.some((segment) => segment.holds > 0);
+  }
+
   /** A background creation is under way. */
   get busy(): boolean {
     return this.creating;
