@@ -13,6 +13,7 @@ import { deviceArgument, wholeNumber } from './context.js';
 export interface WaitOptions {
   readonly wait: string;
   readonly waitTimeout: string;
+  readonly halt?: boolean;
 }
 
 export interface ForceOption {
@@ -22,12 +23,14 @@ export interface ForceOption {
 export function waitOptions(command: Command): Command {
   return command
     .option('--wait <what>', 'answer when the marker is "durable" here, or "applied" on every secondary', 'durable')
-    .option('--wait-timeout <seconds>', 'how long to wait for "applied"; the operation stays done', '60');
+    .option('--wait-timeout <seconds>', 'how long to wait for "applied"; the operation stays done', '60')
+    .option('--halt', 'hold the writers, let every secondary come to the same point, and go on only when all have executed it');
 }
 
 export function waits(options: WaitOptions): Waits {
   if (options.wait !== 'durable' && options.wait !== 'applied') throw new OperatorError('usage', `--wait must be "durable" or "applied", not ${JSON.stringify(options.wait)}`);
-  return { wait: options.wait, waitSeconds: wholeNumber(options.waitTimeout, '--wait-timeout', 1, 86_400) };
+  const asked: Waits = { wait: options.wait, waitSeconds: wholeNumber(options.waitTimeout, '--wait-timeout', 1, 86_400) };
+  return options.halt === true ? { ...asked, wait: 'applied', halt: true } : asked;
 }
 
 /** `GROUP/DEVICE`, or `GROUP/@SET`: what one group snapshot made. */

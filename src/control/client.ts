@@ -21,6 +21,8 @@ export { ControlError };
 export interface Waits {
   readonly wait?: Wait | undefined;
   readonly waitSeconds?: number | undefined;
+  /** Hold the writers until every secondary has executed it. */
+  readonly halt?: boolean | undefined;
 }
 
 export interface JournalRange {
@@ -192,7 +194,7 @@ function queryText(options: object): string {
 }
 
 function patience(waits: Waits): number {
-  return PATIENCE_MS + (waits.wait === 'applied' ? (waits.waitSeconds ?? 60) * 1000 : 0);
+  return PATIENCE_MS + (waits.wait === 'applied' || waits.halt === true ? 2 * (waits.waitSeconds ?? 60) * 1000 : 0);
 }
 
 /** The lines of a stream; a stream that breaks off is an error, not an end. */

@@ -20,6 +20,8 @@ export interface Waiting {
   readonly wait: Wait;
   /** Longest wait for `applied`. When it is over: answer with waited 'durable' and a notice, not with an error. */
   readonly waitSeconds: number;
+  /** Hold the writers, let every secondary apply what there is, execute, let every secondary execute it, let the writers go on. */
+  readonly halt?: boolean | undefined;
 }
 
 /** Creates a volume of zeros. */

@@ -61,8 +61,8 @@ export const ROUTES: readonly Route[] = [
   {
     method: 'POST', path: '/v1/groups/:group/volumes', body: true,
     action: (params, input) => {
-      const { name, size, wait, waitSeconds } = parse(CreateVolumeBody, input);
-      return call({ op: 'create', group: groupOf(params), name, sizeBytes: size, wait, waitSeconds }, 201);
+      const { size, ...rest } = parse(CreateVolumeBody, input);
+      return call({ op: 'create', group: groupOf(params), sizeBytes: size, ...rest }, 201);
     },
   },
   {

@@ -57,6 +57,8 @@ const waiting = {
   wait: Wait.default('durable'),
   /** How long to wait for `applied`; the operation stays done when the time is over. */
   waitSeconds: z.number().positive().max(86_400).default(60),
+  /** Not in passing: writers are held until every secondary has executed it; refused when one does not come along within `waitSeconds`. */
+  halt: z.boolean().optional(),
 };
 
 // ---- request bodies ---------------------------------------------------------------------------------
@@ -96,6 +98,7 @@ export const RemoveQuery = z.strictObject({
   force: z.stringbool().default(false),
   wait: Wait.default('durable'),
   waitSeconds: z.coerce.number().positive().max(86_400).default(60),
+  halt: z.stringbool().optional(),
 });
 
 /** POST /v1/groups/{group}/promote */

@@ -17,11 +17,19 @@ import type { Performed } from '../group/perform.js';
 import { preloadRanges } from '../group/preload.js';
 import type { Operation } from '../group/record.js';
 import type { Answer } from './commands.js';
+import { whileHalted } from './halt.js';
 import type { Links } from './links.js';
 import { deviceEntry } from './status.js';
 
 /** The group stands as primary; throws OperatorError when the request is refused, and nothing has happened then. */
 export function operate(group: Group, links: Links, request: OperationRequest, answer: Answer): void {
+  planFor(group, request);
+  if (request.halt === true) whileHalted(group, links, request.waitSeconds, answer, (inner) => prepare(group, links, { ...request, wait: 'applied' }, inner));
+  else prepare(group, links, request, answer);
+}
+
+/** Judged afresh in the step that appends: the state may have changed since the operator asked. */
+function prepare(group: Group, links: Links, request: OperationRequest, answer: Answer): void {
   const { operation } = planFor(group, request);
   if (operation.op !== 'assign' || operation.ranges.length === 0) {
     carryOut(group, links, request, answer);

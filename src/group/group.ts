@@ -55,7 +55,8 @@ export class Group implements ReplicatedGroup {
   readonly follower: Follower;
   private readonly roles: Roles;
   private opened: Content | undefined;
-  private ingest: Ingest | undefined;
+  /** Undefined while there is no content. */
+  ingest: Ingest | undefined;
   /** For whom the journal is kept. */
   readonly retention: Retention;
   private readonly appendedHooks = new Set<() => void>();
@@ -365,6 +366,7 @@ export class Group implements ReplicatedGroup {
 
   /** Why writers wait for the journal, or null when they do not. */
   stallReason(): string | null {
+    if (this.ingest?.holding === true) return 'writers wait for an operation with --halt';
     const full = this.opened !== undefined && (this.stalledCount > 0 || !this.opened.journal.hasRoomForData);
     return full ? stallSentence(this.name, this.content, this.retention.slowest) : null;
   }

@@ -82,6 +82,8 @@ export class Ingest {
   private stopped = 0;
   /** Not 0: what would wait for room is answered with this at once. */
   private noWaiting = 0;
+  /** Writers wait, for an operation with --halt. */
+  private held = false;
 
   constructor(private readonly reactor: Reactor, private readonly host: IngestHost, private readonly requests: RequestTable) {
     this.waiting = new SlotQueue(requests);
@@ -107,7 +109,7 @@ export class Ingest {
       return;
     }
     if (this.requests.kind[slot] === RequestKind.flush) this.flush(slot);
-    else if (this.stalled.length > 0 || !this.hasRoom) this.stall(slot, 0);
+    else if (this.held || this.stalled.length > 0 || !this.hasRoom) this.stall(slot, 0);
     else this.change(slot, 0);
   }
 
@@ -355,12 +357,27 @@ export class Ingest {
 
   /** Takes up stalled requests while the journal has room. */
   private resume(): void {
-    if (this.stalled.length === 0 || this.stopped !== 0) return;
+    if (this.stalled.length === 0 || this.stopped !== 0 || this.held) return;
     while (this.stalled.length > 0 && this.host.content.journal.hasRoomForData) {
       const slot = this.stalled.shift(Infinity);
       this.change(slot, this.requests.serviceWord[slot]);
       this.flushBatch();
     }
+  }
+
+  /** Writers wait from here on, as for journal room, until `release`; what they had sent before is appended. */
+  hold(): void {
+    this.flushBatch();
+    this.held = true;
+  }
+
+  release(): void {
+    this.held = false;
+    this.reactor.again();
+  }
+
+  get holding(): boolean {
+    return this.held;
   }
 
   /**

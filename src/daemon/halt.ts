@@ -1,0 +1,55 @@
+/**
+ * An operation between two halts (the design's other embodiment: stop the
+ * stream, drain it, operate on all nodes, resume), for operators who want to
+ * see every node stand still at one position while it happens.
+ *
+ *     hold the writers  →  every secondary has applied all there is, durably here
+ *     →  the operation, the only record behind that position
+ *     →  every secondary has executed it  →  the writers go on
+ *
+ * Owns: the order of these steps, and that writers always go on. Must not know:
+ * what the operation is.
+ */
+
+import { OperatorError } from '../base/errors.js';
+import type { Group } from '../group/group.js';
+import type { Answer } from './commands.js';
+import type { Links } from './links.js';
+
+/**
+ * Holds the writers, drains, and calls `work` with an answer that releases them
+ * before it is passed on. When a secondary does not come along within
+ * `seconds`, nothing is done and the failure names it. Throws OperatorError when
+ * another halt is under way.
+ */
+export function whileHalted(group: Group, links: Links, seconds: number, answer: Answer, work: (answer: Answer) => void): void {
+  const { ingest } = group;
+  if (ingest === undefined || ingest.holding) throw new OperatorError('halt/busy', `another operation with --halt is under way in group ${group.name}; try again when it has ended`);
+  const releasing: Answer = {
+    done: (reply) => {
+      ingest.release();
+      answer.done(reply);
+    },
+    failed: (error) => {
+      ingest.release();
+      answer.failed(error);
+    },
+  };
+  ingest.hold();
+  const lsn = group.journal.appendedLsn;
+  group.whenDurable(lsn, (error) => {
+    if (error !== undefined) {
+      releasing.failed(error);
+      return;
+    }
+    links.whenApplied(group.name, lsn, seconds * 1e6, (notice) => {
+      try {
+        if (notice !== null) throw new OperatorError('halt/not-drained', `nothing was done, and the writers go on: ${notice}`);
+        if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
+        work(releasing);
+      } catch (failure) {
+        releasing.failed(failure);
+      }
+    });
+  });
+}
