@@ -1,7 +1,7 @@
 /** Operations with --halt: writers stand still while every node executes them, and always go on afterwards. */
 import t from 'tap';
 import { MIB } from '../../src/base/units.js';
-import { ControlError } from '../../src/control/client.js';
+import type { ControlError } from '../../src/control/client.js';
 import { preparePair } from '../harness/node.js';
 import { waitFor } from '../harness/process.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
