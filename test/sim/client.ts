@@ -10,8 +10,8 @@ import type { NodeBlocks } from '../../src/group/blocks.js';
 import type { DeviceView } from '../../src/group/service.js';
 import { RequestFlag, RequestKind } from '../../src/group/requests.js';
 import type { Arena } from '../../src/io/arena.js';
-import { BLOCK } from './model.js';
-import type { GroupModel, ModelEntry, ModelRecord, ModelState } from './model.js';
+import { BLOCK, blockOf, contentOf } from './model.js';
+import type { GroupModel, ModelDevice, ModelEntry, ModelRecord, ModelState } from './model.js';
 
 const SECTOR = 512;
 
@@ -34,7 +34,7 @@ interface Open {
   endLsn: number;
   /** Flush: behind what was acknowledged when it was submitted. */
   readonly target: number;
-  /** Read: the range at submission and after every change since. */
+  /** Read: the range at submission and after every change since; none while it is as it was. */
   readonly versions: Uint8Array[];
   /** The device went away or became something else altogether. */
   gone: boolean;
@@ -103,7 +103,7 @@ export class SimClient {
     const device = this.model.state.devices.get(view.id);
     this.open.set(slot, {
       ...what, zeros: isZeros(what.data), device: view.id, buffer, journaled: 0, endLsn: 0, target: this.acknowledgedEnd, gone: device === undefined, done,
-      versions: what.kind === 'read' && device !== undefined ? [device.read(what.offset, what.length)] : [],
+      versions: [],
     });
     this.blocks.submit(view, slot);
     return true;
@@ -149,7 +149,13 @@ export class SimClient {
 
   private checkRead(request: Open, words: string): void {
     const got = this.arena.u8.subarray(request.buffer, request.buffer + request.length);
-    if (request.versions.some((version) => Buffer.compare(got, version) === 0)) return;
+    const { versions } = request;
+    if (versions.length === 0) {
+      const device = this.model.state.devices.get(request.device)!;
+      if (holds(device, request.offset, got)) return;
+      versions.push(contentOf(device, request.offset, request.length));
+    }
+    if (versions.some((version) => Buffer.compare(got, version) === 0)) return;
     for (let at = 0; at < request.length; ) {
       const end = Math.min(request.length, at + SECTOR - ((request.offset + at) % SECTOR));
       const part = got.subarray(at, end);
@@ -166,11 +172,13 @@ export class SimClient {
 
   /** A record is about to change the device: some request under way must have asked for exactly that. */
   private explain(record: ModelRecord, entry: ModelEntry, before: ModelState): void {
+    this.keepVersions(record, before);
     if (record.kind === 'marker' || !this.writable()) return;
     const device = before.devices.get(record.device);
     const start = record.first * BLOCK;
     const bytes = (record.kind === 'data' ? record.blocks.length : record.count) * BLOCK;
     if (device === undefined || start + bytes > device.sizeBytes) throw new Error(`a record at LSN ${entry.lsn} changes ${start}+${bytes} of device ${record.device}, which has no such bytes`);
+    if (device.protected && device.kind === 'snapshot') throw new Error(`a record at LSN ${entry.lsn} changes device ${record.device}, a protected snapshot`);
     let explained = false;
     for (const request of this.open.values()) {
       if (request.device !== record.device || (request.kind !== 'write' && request.kind !== 'zero')) continue;
@@ -178,15 +186,25 @@ export class SimClient {
       const to = Math.min(start + bytes, request.offset + request.length);
       // Requests that write zeros look alike: what another one did later is not counted for one that is complete.
       if (request.journaled >= request.length && request.zeros) {
-        explained ||= from < to && explains(request, record, device.block.bind(device), from, to);
+        explained ||= from < to && explains(request, record, (block) => blockOf(device, block), from, to);
         continue;
       }
-      if (from >= to || !explains(request, record, device.block.bind(device), from, to)) continue;
+      if (from >= to || !explains(request, record, (block) => blockOf(device, block), from, to)) continue;
       request.journaled += to - from;
       request.endLsn = entry.endLsn;
       explained = true;
     }
     if (!explained) throw new Error(`a record at LSN ${entry.lsn} changes ${start}+${bytes} of device ${record.device} as no request under way asked`);
+  }
+
+  /** What reads under way may return from before the record. */
+  private keepVersions(record: ModelRecord, before: ModelState): void {
+    for (const request of this.open.values()) {
+      if (request.kind !== 'read' || request.gone || request.versions.length > 0) continue;
+      if (record.kind === 'marker' || (record.device === request.device && overlaps(record, request))) {
+        request.versions.push(contentOf(before.devices.get(request.device)!, request.offset, request.length));
+      }
+    }
   }
 
   private newVersions(record: ModelRecord, after: ModelState): void {
@@ -196,10 +214,22 @@ export class SimClient {
       if (device === undefined || request.offset + request.length > device.sizeBytes) {
         request.gone = true;
       } else if (record.kind === 'marker' || (record.device === request.device && overlaps(record, request))) {
-        request.versions.push(device.read(request.offset, request.length));
+        request.versions.push(contentOf(device, request.offset, request.length));
       }
     }
   }
+}
+
+/** Whether the device holds exactly these bytes from `offset` on. */
+function holds(device: ModelDevice, offset: number, bytes: Uint8Array): boolean {
+  for (let done = 0; done < bytes.length; ) {
+    const index = Math.floor((offset + done) / BLOCK);
+    const from = offset + done - index * BLOCK;
+    const take = Math.min(BLOCK - from, bytes.length - done);
+    if (Buffer.compare(bytes.subarray(done, done + take), blockOf(device, index).subarray(from, from + take)) !== 0) return false;
+    done += take;
+  }
+  return true;
 }
 
 function overlaps(record: Exclude<ModelRecord, { kind: 'marker' }>, request: Open): boolean {

@@ -9,7 +9,7 @@ import type { Config } from '../../src/config/schema.js';
 import { SinkLog } from '../../src/base/log.js';
 import { IoError } from '../../src/base/errors.js';
 import { KIB, MIB } from '../../src/base/units.js';
-import type { ControlRequest } from '../../src/control/port.js';
+import type { ControlRequest, OperationRequest } from '../../src/control/port.js';
 import type { OperationReply } from '../../src/control/schema.js';
 import { Commands } from '../../src/daemon/commands.js';
 import { DataPath } from '../../src/daemon/datapath.js';
@@ -18,8 +18,10 @@ import type { Group } from '../../src/group/group.js';
 import type { DeviceView } from '../../src/group/service.js';
 import { Arena } from '../../src/io/arena.js';
 import { Reactor } from '../../src/io/reactor.js';
+import { Asked } from './asked.js';
 import { capture } from './capture.js';
 import { SimClient } from './client.js';
+import { factsLine } from '../model/devices.js';
 import { GroupModel } from './model.js';
 import type { ModelDevice } from './model.js';
 import type { CrashKind, SimNode, World } from './world.js';
@@ -64,6 +66,7 @@ export class SimHost {
   readonly node: SimNode;
   readonly model = new GroupModel();
   readonly log: string[] = [];
+  readonly asked = new Asked(() => this.model.state);
   path: DataPath | undefined;
   commands: Commands | undefined;
   client: SimClient | undefined;
@@ -164,6 +167,11 @@ export class SimHost {
     if (this.group.role === 'primary') this.model.raiseFloor(journal.appendedLsn);
     this.model.raiseFloor(this.group.stableLsn);
     this.client = new SimClient(this.path!.blocks, this.reactor!.arena, this.model, () => this.group.journal.durableLsn, () => this.group.role === 'primary');
+    const { beforeRecord } = this.model;
+    this.model.beforeRecord = (record, entry, before) => {
+      if (record.kind === 'marker' && this.group.role === 'primary') this.asked.marker(record.operation, before);
+      beforeRecord(record, entry, before);
+    };
     this.compareTree();
     this.model.rebase();
   }
@@ -209,6 +217,7 @@ export class SimHost {
     this.reactor = undefined;
     this.model.beforeRecord = () => undefined;
     this.model.afterRecord = () => undefined;
+    this.asked.forget();
   }
 
   crash(kind: CrashKind): void {
@@ -218,25 +227,32 @@ export class SimHost {
   /** Carries a control request out; the result shows up later. */
   command(request: ControlRequest): { reply?: unknown; error?: unknown; ended: boolean } {
     const outcome: { reply?: unknown; error?: unknown; ended: boolean } = { ended: false };
-    const { model } = this;
+    const asked = isOperation(request) ? this.asked.ask(request) : undefined;
     this.node.attempt(() => this.commands!.handle(request, {
       done: (reply) => {
         outcome.reply = reply;
         outcome.ended = true;
-        const { lsn } = reply as OperationReply;
-        if (request.op === 'create' || request.op === 'snapshot' || request.op === 'restore' || request.op === 'remove') {
-          const entry = model.entries.find((one) => one.lsn < lsn && lsn < one.endLsn);
-          if (entry === undefined) throw new Error(`${request.op} was answered with LSN ${lsn}, where no marker is`);
-          model.raiseFloor(entry.endLsn);
-        }
+        if (asked === undefined) return;
+        this.asked.done(asked);
+        this.operationDone(request.op, reply as OperationReply);
       },
       failed: (error) => {
         outcome.error = error;
         outcome.ended = true;
+        if (asked !== undefined) this.asked.failed(asked, error);
       },
     }));
     this.node.poke();
     return outcome;
+  }
+
+  private operationDone(op: string, { lsn }: OperationReply): void {
+    const { model } = this;
+    const entry = model.entries.find((one) => one.lsn < lsn && lsn < one.endLsn);
+    if (entry === undefined) throw new Error(`${op} was answered with LSN ${lsn}, where no marker is`);
+    if (this.group.journal.durableLsn < entry.endLsn) throw new Error(`${op} was answered while it was not durable`);
+    model.raiseFloor(entry.endLsn);
+    this.compareTree();
   }
 
   view(device: ModelDevice): DeviceView | undefined {
@@ -244,12 +260,13 @@ export class SimHost {
     return found === undefined || 'unavailable' in found ? undefined : found;
   }
 
-  /** Names, sizes and descent of all devices are as the journal says. */
+  /** Names, sizes, descent, sets and protection of all devices are as the journal says. */
   compareTree(): void {
     const { tree } = this.group;
-    const have = [...tree.all()].map((d) => `${d.id} ${tree.nameOf(d)} ${d.sizeBytes} <${d.parent}`).sort();
-    const want = [...this.model.state.devices.values()].map((d) => `${d.id} ${this.model.state.nameOf(d)} ${d.sizeBytes} <${d.parent}`).sort();
-    if (have.join('\n') !== want.join('\n')) throw new Error(`the tree is\n${have.join('\n')}\nshould be\n${want.join('\n')}`);
+    const have = [...tree.all()].map((device) => factsLine(device, tree.nameOf(device))).sort().join('\n');
+    const want = this.model.state.facts.join('\n');
+    if (have !== want) throw new Error(`the tree is\n${have}\nshould be\n${want}`);
+    this.asked.checkConnections();
   }
 
   // ---- the write-ahead rule ------------------------------------------------------------------------------
@@ -314,4 +331,23 @@ export class SimHost {
 function address(words: string): { kind: 'tcp'; host: string; port: number } {
   const [host, port] = words.split(':');
   return { kind: 'tcp', host, port: Number(port) };
+}
+
+/** What becomes a marker. */
+function isOperation(request: ControlRequest): request is OperationRequest {
+  switch (request.op) {
+    case 'create':
+    case 'snapshot':
+    case 'restore':
+    case 'refresh':
+    case 'sync':
+    case 'resize':
+    case 'remove':
+    case 'rename':
+    case 'protect':
+    case 'clone':
+      return true;
+    default:
+      return false;
+  }
 }

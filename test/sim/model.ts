@@ -1,16 +1,17 @@
 /**
  * What a group must hold: its journal as a list of entries, and the devices as
- * plain maps of blocks, one state per place of the list.
+ * plain maps of blocks (test/model/devices.ts), one state per place of the list.
  *
  * Owns: the order in which things were journaled, what may be missing after a
  * crash (never anything below `floor`), and what every device then holds.
- * Must not know: how any of it is stored. Blocks are never changed in place, so
- * that states share them.
+ * Must not know: how any of it is stored.
  */
 import { decodeMarker } from '../../src/group/record.js';
 import type { Operation } from '../../src/group/record.js';
+import { BLOCK, Devices } from '../model/devices.js';
+import type { Device } from '../model/devices.js';
 
-export const BLOCK = 4096;
+export { BLOCK };
 export const ZERO_BLOCK = new Uint8Array(BLOCK);
 
 /** One record, as it was handed to the journal. Positions in blocks. */
@@ -28,72 +29,28 @@ export interface ModelEntry {
   certain: boolean;
 }
 
-export interface DeviceFacts {
-  readonly id: number;
-  readonly name: string;
-  readonly kind: 'volume' | 'snapshot';
-  readonly volume: number;
-  readonly parent: number;
-  readonly sizeBytes: number;
-  readonly protected: boolean;
-  readonly set: string;
+export type ModelDevice = Device<Uint8Array>;
+
+export function blockOf(device: ModelDevice, index: number): Uint8Array {
+  return device.blocks.get(index) ?? ZERO_BLOCK;
 }
 
-export class ModelDevice {
-  readonly blocks: Map<number, Uint8Array>;
-  readonly id: number;
-  readonly name: string;
-  readonly kind: 'volume' | 'snapshot';
-  readonly volume: number;
-  readonly parent: number;
-  readonly sizeBytes: number;
-  readonly protected: boolean;
-  readonly set: string;
-
-  constructor(facts: DeviceFacts, blocks: ReadonlyMap<number, Uint8Array> = new Map()) {
-    ({ id: this.id, name: this.name, kind: this.kind, volume: this.volume, parent: this.parent, sizeBytes: this.sizeBytes, protected: this.protected, set: this.set } = facts);
-    this.blocks = new Map(blocks);
+/** Copies [offset, offset + length). */
+export function contentOf(device: ModelDevice, offset: number, length: number): Uint8Array {
+  const out = new Uint8Array(length);
+  for (let done = 0; done < length; ) {
+    const index = Math.floor((offset + done) / BLOCK);
+    const from = offset + done - index * BLOCK;
+    const take = Math.min(BLOCK - from, length - done);
+    const found = device.blocks.get(index);
+    if (found !== undefined) out.set(found.subarray(from, from + take), done);
+    done += take;
   }
-
-  /** Another device, or the same with other facts or content. */
-  with(facts: Partial<DeviceFacts>, blocks: ReadonlyMap<number, Uint8Array> = this.blocks): ModelDevice {
-    const { id, name, kind, volume, parent, sizeBytes, set } = this;
-    return new ModelDevice({ id, name, kind, volume, parent, sizeBytes, protected: this.protected, set, ...facts }, blocks);
-  }
-
-  block(index: number): Uint8Array {
-    return this.blocks.get(index) ?? ZERO_BLOCK;
-  }
-
-  /** Copies [offset, offset + length). */
-  read(offset: number, length: number): Uint8Array {
-    const out = new Uint8Array(length);
-    for (let done = 0; done < length; ) {
-      const index = Math.floor((offset + done) / BLOCK);
-      const from = offset + done - index * BLOCK;
-      const take = Math.min(BLOCK - from, length - done);
-      const found = this.blocks.get(index);
-      if (found !== undefined) out.set(found.subarray(from, from + take), done);
-      done += take;
-    }
-    return out;
-  }
+  return out;
 }
 
-/** Devices by id. */
-export class ModelState {
-  readonly devices = new Map<number, ModelDevice>();
-
-  clone(): ModelState {
-    const copy = new ModelState();
-    for (const d of this.devices.values()) copy.devices.set(d.id, d.with({}));
-    return copy;
-  }
-
-  nameOf(device: ModelDevice): string {
-    return device.kind === 'volume' ? device.name : `${this.devices.get(device.volume)?.name}@${device.name}`;
-  }
-
+/** The devices, with what a record does to them. */
+export class ModelState extends Devices<Uint8Array> {
   apply(record: ModelRecord): void {
     if (record.kind === 'marker') {
       this.operate(record.operation);
@@ -108,69 +65,6 @@ export class ModelState {
     } else {
       for (let i = 0; i < record.count; i++) device.blocks.delete(record.first + i);
     }
-  }
-
-  private operate(operation: Operation): void {
-    const { devices } = this;
-    const put = (device: ModelDevice): void => void devices.set(device.id, device);
-    switch (operation.op) {
-      case 'epoch':
-        return;
-      case 'create':
-        put(newVolume(operation.id, operation.name, operation.sizeBytes));
-        return;
-      case 'clone': {
-        const source = devices.get(operation.source)!;
-        put(newVolume(operation.id, operation.name, source.sizeBytes).with({}, source.blocks));
-        return;
-      }
-      case 'snapshot':
-        for (const one of operation.snapshots) {
-          put(devices.get(one.source)!.with({ id: one.id, name: one.name, kind: 'snapshot', parent: one.source, protected: false, set: operation.set }));
-        }
-        return;
-      case 'assign':
-        for (const pair of operation.pairs) {
-          const target = devices.get(pair.target)!;
-          const source = devices.get(pair.source)!;
-          if (operation.ranges.length === 0) put(target.with({ sizeBytes: source.sizeBytes }, source.blocks));
-          else for (const [offset, length] of operation.ranges) copyRange(target, source, offset / BLOCK, length / BLOCK);
-        }
-        return;
-      case 'resize': {
-        const device = devices.get(operation.device)!;
-        const end = operation.sizeBytes / BLOCK;
-        put(device.with({ sizeBytes: operation.sizeBytes }, new Map([...device.blocks].filter(([index]) => index < end))));
-        return;
-      }
-      case 'rename':
-        for (const id of operation.devices) {
-          const device = devices.get(id)!;
-          put(device.with({ name: operation.name, set: operation.set === '' ? device.set : operation.set }));
-        }
-        return;
-      case 'protect':
-        for (const id of operation.devices) put(devices.get(id)!.with({ protected: operation.on }));
-        return;
-      case 'remove':
-        for (const id of operation.devices) {
-          const gone = devices.get(id)!;
-          devices.delete(id);
-          for (const child of [...devices.values()]) if (child.parent === id) put(child.with({ parent: gone.parent }));
-        }
-    }
-  }
-}
-
-function newVolume(id: number, name: string, sizeBytes: number): ModelDevice {
-  return new ModelDevice({ id, name, kind: 'volume', volume: id, parent: 0, sizeBytes, protected: false, set: '' });
-}
-
-function copyRange(target: ModelDevice, source: ModelDevice, first: number, count: number): void {
-  for (let index = first; index < first + count; index++) {
-    const block = source.blocks.get(index);
-    if (block === undefined) target.blocks.delete(index);
-    else target.blocks.set(index, block);
   }
 }
 

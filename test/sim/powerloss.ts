@@ -21,7 +21,9 @@ export interface RunResult {
   readonly kills: number;
   readonly checkpoints: number;
   readonly layerBlocks: number;
+  readonly steps: number;
   readonly operations: number;
+  readonly refusals: number;
   readonly virtualUs: number;
   readonly answers: ReadonlyMap<number, number>;
 }
@@ -59,6 +61,9 @@ function drawFaults(random: Random): FaultRates {
   return rates;
 }
 
+/** Cycles may end before much was asked for. */
+const MAX_CYCLES = 40;
+
 export class PowerLossRun {
   private readonly world: World;
   private readonly random: Random;
@@ -71,7 +76,8 @@ export class PowerLossRun {
   private answers = new Map<number, number>();
   private faults: FaultRates = { ...NO_FAULTS };
 
-  constructor(readonly seed: number) {
+  /** `steps`: at least so many things are asked for; fewer when the disk fails for good. */
+  constructor(readonly seed: number, private readonly steps = 0) {
     this.world = new World({ seed });
     this.random = this.world.random.fork(100);
     this.operator = this.world.random.fork(102);
@@ -94,7 +100,7 @@ export class PowerLossRun {
   run(): RunResult {
     const cycles = this.random.between(2, 5);
     try {
-      for (let cycle = 0; cycle < cycles; cycle++) {
+      for (let cycle = 0; cycle < cycles || (this.workload.steps < this.steps && cycle < MAX_CYCLES); cycle++) {
         this.setFaults(drawFaults(this.random));
         if (!this.startThroughCrashes()) continue;
         if (this.random.chance(0.7)) this.verify();
@@ -109,7 +115,7 @@ export class PowerLossRun {
     }
     return {
       seed: this.seed, starts: this.host.node.starts, powerLosses: this.powerLosses, kills: this.kills, checkpoints: this.host.checkpointsSeen,
-      layerBlocks: this.host.layerBlocksSeen, operations: this.workload.operations, virtualUs: this.world.clock.now, answers: this.answers,
+      layerBlocks: this.host.layerBlocksSeen, steps: this.workload.steps, operations: this.workload.operations, refusals: this.host.asked.refusals, virtualUs: this.world.clock.now, answers: this.answers,
     };
   }
 

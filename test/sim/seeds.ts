@@ -1,7 +1,7 @@
 /**
  * Runs many seeds of the power-loss simulation and says what happened.
  *
- *   node dist/test/sim/seeds.js [--pairs] [--from SEED] [--seeds N] [--keep-going]
+ *   node dist/test/sim/seeds.js [--pairs] [--from SEED] [--seeds N] [--steps N] [--keep-going]
  *
  * A seed that fails is printed with all that is known; run it alone with
  * `--from SEED --seeds 1`.
@@ -13,12 +13,15 @@ import type { RunResult } from './powerloss.js';
 
 let from = 1;
 let count = 100;
+/** Least number of things that a run asks for. */
+let steps = 200;
 let keepGoing = false;
 let pairs = false;
 for (let i = 2; i < process.argv.length; i++) {
   const word = process.argv[i];
   if (word === '--from') from = Number(process.argv[++i]);
   else if (word === '--seeds') count = Number(process.argv[++i]);
+  else if (word === '--steps') steps = Number(process.argv[++i]);
   else if (word === '--keep-going') keepGoing = true;
   else if (word === '--pairs') pairs = true;
   else throw new Error(`unknown option ${word}`);
@@ -49,7 +52,7 @@ function ofPowerLoss(results: readonly RunResult[]): string {
   const answers = new Map<number, number>();
   for (const result of results) for (const [errno, times] of result.answers) answers.set(errno, (answers.get(errno) ?? 0) + times);
   return `${sum(results, (r) => r.starts)} starts, ${sum(results, (r) => r.powerLosses)} power losses, ${sum(results, (r) => r.kills)} kills, ` +
-    `${sum(results, (r) => r.operations)} operations, ${sum(results, (r) => r.checkpoints)} checkpoints, ${sum(results, (r) => r.layerBlocks)} blocks destaged; ` +
+    `${sum(results, (r) => r.steps)} steps, ${sum(results, (r) => r.operations)} operations (${sum(results, (r) => r.refusals)} refused), ${sum(results, (r) => r.checkpoints)} checkpoints, ${sum(results, (r) => r.layerBlocks)} blocks destaged; ` +
     `answers ${[...answers].map(([errno, times]) => `${errno === 0 ? 'ok' : `errno ${errno}`}: ${times}`).join(', ')}`;
 }
 
@@ -67,7 +70,7 @@ if (pairs) {
   failed = ran.failed;
   words = ofPairs(ran.results);
 } else {
-  const ran = runAll((seed) => new PowerLossRun(seed).run());
+  const ran = runAll((seed) => new PowerLossRun(seed, steps).run());
   failed = ran.failed;
   words = ofPowerLoss(ran.results);
 }

@@ -1,38 +1,45 @@
 /**
- * Random work on one simulated node: writes of every shape, trims, reads,
- * flushes, snapshots of snapshots, restores, removals.
+ * Random work on one simulated node: every kind of request and operation that
+ * test/model/draw.ts knows, clients that come and go, and the comparison of all
+ * devices with the model.
  *
  * Owns: what is asked for, and keeping it within bounds. Must not know: what the
- * answers should be (client.ts), crashes (run.ts).
+ * answers should be (client.ts, asked.ts), crashes (powerloss.ts).
  */
-import { KIB, MIB } from '../../src/base/units.js';
+import { KIB } from '../../src/base/units.js';
+import type { OperationRequest } from '../../src/control/port.js';
+import { drawDevice, drawOperation, drawRequest, LIMITS } from '../model/draw.js';
+import type { Limits, RequestMix } from '../model/draw.js';
 import type { SimHost } from './cluster.js';
 import { GROUP } from './cluster.js';
 import { BLOCK } from './model.js';
 import type { ModelDevice } from './model.js';
 import type { Random } from './random.js';
 
-const WAITING = { wait: 'durable' as const, waitSeconds: 10 };
-
-export interface WorkloadOptions {
-  readonly maxDevices: number;
+export interface WorkloadOptions extends RequestMix {
+  readonly limits: Limits;
   readonly maxInFlight: number;
-  /** Weights of the kinds of steps. */
+  /** Share of steps that ask for an operation. */
   readonly operations: number;
-  readonly reads: number;
-  readonly flushes: number;
-  readonly largestWrite: number;
 }
 
-export const MIXED: WorkloadOptions = { maxDevices: 10, maxInFlight: 16, operations: 0.12, reads: 0.2, flushes: 0.08, largestWrite: 96 * KIB };
+export const MIXED: WorkloadOptions = { limits: LIMITS, maxInFlight: 16, operations: 0.12, reads: 0.2, flushes: 0.08, largestWrite: 96 * KIB };
 
-const VOLUME_SIZES = [MIB, 2 * MIB, 2 * MIB + 3 * BLOCK, 5 * MIB, 5 * MIB, 200 * MIB];
+/** Most pretended client connections; each makes an operation without force refused. */
+const MAX_CONNECTIONS = 2;
+const PIECE = 128 * KIB;
+/** Devices of more pieces are not read whole. */
+const FEW_PIECES = 96;
+/** Places of a large device that are read although the model says zero. */
+const ZERO_PLACES = 8;
 
 export class Workload {
-  private nextName = 1;
   private nextData = 1;
+  steps = 0;
   operations = 0;
   private running: { ended: boolean; error?: unknown }[] = [];
+  /** Pieces that were ever written, of any device: what was cut off or overwritten must not come back. */
+  private readonly touched = new Set<number>();
 
   constructor(private readonly host: SimHost, private readonly random: Random, readonly options: WorkloadOptions = MIXED) {}
 
@@ -53,111 +60,52 @@ export class Workload {
   /** Starts one thing. */
   step(): void {
     const { random, host, options } = this;
-    const devices = [...host.model.state.devices.values()];
-    if (devices.length === 0 || (devices.length < 2 && random.chance(0.2))) {
-      this.create();
-      return;
-    }
-    const device = this.pick(devices);
-    const roll = random.unit();
-    if (roll < options.operations) this.operate(devices);
-    else if (roll < options.operations + options.reads) this.read(device);
-    else if (roll < options.operations + options.reads + options.flushes) this.flush(device);
-    else this.change(device);
-    this.host.node.poke();
-  }
-
-  /** Volumes are written to most. */
-  private pick(devices: ModelDevice[]): ModelDevice {
-    const volumes = devices.filter((one) => one.kind === 'volume');
-    return this.random.chance(0.7) && volumes.length > 0 ? this.random.pick(volumes) : this.random.pick(devices);
-  }
-
-  private create(): void {
-    const taken = [...this.host.model.state.devices.values()].some((one) => one.sizeBytes > 100 * MIB);
-    const sizeBytes = this.random.pick(taken ? VOLUME_SIZES.slice(0, -1) : VOLUME_SIZES);
-    this.perform({ op: 'create', group: GROUP, name: `v${this.nextName++}`, sizeBytes, ...WAITING });
-  }
-
-  private operate(devices: ModelDevice[]): void {
-    const { random, host } = this;
+    this.steps++;
     const { state } = host.model;
-    const device = random.pick(devices);
-    const name = state.nameOf(device);
-    const family = devices.filter((one) => one.volume === device.volume && one !== device);
-    const roll = random.unit();
-    if (devices.length >= this.options.maxDevices || (roll < 0.2 && devices.length > 2)) {
-      const snapshots = devices.filter((one) => one.kind === 'snapshot');
-      const doomed = snapshots.length > 0 && random.chance(0.9) ? random.pick(snapshots) : device;
-      this.perform({ op: 'remove', group: GROUP, device: state.nameOf(doomed), withSnapshots: random.chance(0.5), force: true, ...WAITING });
-    } else if (roll < 0.5 && family.length > 0) {
-      this.perform({ op: 'restore', group: GROUP, target: name, source: state.nameOf(random.pick(family)), ranges: [], force: true, ...WAITING });
-    } else if (roll < 0.95) {
-      this.perform({ op: 'snapshot', group: GROUP, source: name, name: `s${this.nextName++}`, ...WAITING });
+    if (state.devices.size === 0 || random.chance(options.operations)) {
+      const request = drawOperation(random, state, GROUP, options.limits);
+      if (request !== undefined) this.perform(request);
     } else {
-      this.create();
+      const device = drawDevice(random, [...state.devices.values()]);
+      if (random.chance(0.02)) this.comeOrGo(device!);
+      else this.request(device!);
     }
+    host.node.poke();
   }
 
-  private perform(request: Parameters<SimHost['command']>[0]): void {
+  private perform(request: OperationRequest): void {
     this.operations++;
     this.running.push(this.host.command(request));
     if (this.running.length > 64) this.running = this.running.filter((one) => !one.ended);
   }
 
-  /** Where: a hot region, an end, a leaf's border, anywhere. */
-  private place(device: ModelDevice, length: number): number {
-    const { random } = this;
-    const last = device.sizeBytes - length;
-    const border = 2 * MIB * (1 + random.below(Math.max(1, Math.floor(device.sizeBytes / (2 * MIB)))));
-    let at: number;
-    const roll = random.unit();
-    if (roll < 0.5) at = random.below(64) * BLOCK;
-    else if (roll < 0.6) at = last;
-    else if (roll < 0.7) at = border - random.below(length + 1);
-    else at = random.below(last + 1);
-    return Math.max(0, Math.min(at, last));
+  private comeOrGo(device: ModelDevice): void {
+    const { asked, path } = this.host;
+    const view = this.host.view(device);
+    if (view === undefined || asked.connected >= MAX_CONNECTIONS) asked.disconnect(path!.blocks);
+    else asked.connect(path!.blocks, view);
   }
 
-  /** A length and an offset, aligned or not. */
-  private range(device: ModelDevice, most: number): { offset: number; length: number } {
-    const { random } = this;
-    const largest = Math.min(most, device.sizeBytes);
-    let length = Math.max(1, Math.min(largest, Math.floor(random.logUniform(512, largest))));
-    let unit = BLOCK;
-    const roll = random.unit();
-    if (roll < 0.25) unit = 512;
-    else if (roll < 0.3) unit = 1;
-    length = Math.max(unit, length - (length % unit));
-    let offset = this.place(device, length);
-    offset -= offset % unit;
-    return { offset, length };
-  }
-
-  private read(device: ModelDevice): void {
+  private request(device: ModelDevice): void {
+    const client = this.host.client!;
     const view = this.host.view(device);
     if (view === undefined) return;
-    const { offset, length } = this.range(device, 128 * KIB);
-    this.host.client!.read(view, offset, length);
-  }
-
-  private flush(device: ModelDevice): void {
-    const view = this.host.view(device);
-    if (view !== undefined) this.host.client!.flush(view);
-  }
-
-  private change(device: ModelDevice): void {
-    const { random } = this;
-    const view = this.host.view(device);
-    if (view === undefined) return;
-    const fua = random.chance(0.1);
-    if (random.chance(0.15)) {
-      const { offset, length } = this.range(device, random.chance(0.3) ? device.sizeBytes : 256 * KIB);
-      this.host.client!.zero(view, offset, length, fua);
-      return;
+    const one = drawRequest(this.random, device.sizeBytes, this.options);
+    switch (one.kind) {
+      case 'read':
+        client.read(view, one.offset, one.length);
+        return;
+      case 'flush':
+        client.flush(view);
+        return;
+      case 'zero':
+        // The NBD layer answers changes of a read-only export by itself.
+        if (view.writable) client.zero(view, one.offset, one.length, one.fua);
+        return;
+      case 'write':
+        if (view.writable) client.write(view, one.offset, this.data(one.length), one.fua);
+        for (let at = one.offset; at < one.offset + one.length; at += PIECE) this.touched.add(Math.floor(at / PIECE));
     }
-    const { offset, length } = this.range(device, this.options.largestWrite);
-    this.host.client!.write(view, offset, this.data(length), fua);
   }
 
   /** Bytes that no other write has, save for some writes of zeros. */
@@ -174,15 +122,9 @@ export class Workload {
   /** Reads everything that any device holds, and some of what it does not; ends when all reads have been checked. */
   verifyAll(): void {
     const { host } = this;
-    const piece = 128 * KIB;
     const work: { device: ModelDevice; offset: number; length: number }[] = [];
     for (const device of host.model.state.devices.values()) {
-      const pieces = Math.ceil(device.sizeBytes / piece);
-      const wanted = new Set<number>();
-      if (pieces <= 64) for (let i = 0; i < pieces; i++) wanted.add(i);
-      for (const block of device.blocks.keys()) wanted.add(Math.floor((block * BLOCK) / piece));
-      for (let i = 0; i < 8; i++) wanted.add(this.random.below(pieces));
-      for (const i of wanted) work.push({ device, offset: i * piece, length: Math.min(piece, device.sizeBytes - i * piece) });
+      for (const piece of this.piecesToRead(device)) work.push({ device, offset: piece * PIECE, length: Math.min(PIECE, device.sizeBytes - piece * PIECE) });
     }
     let left = work.length;
     let failed = 0;
@@ -201,5 +143,22 @@ export class Workload {
       return left === 0;
     }, { us: 60e6 });
     if (failed > 0 && host.alive) throw new Error(`${failed} reads failed although no fault was injected`);
+    if (host.alive) host.compareTree();
+  }
+
+  private piecesToRead(device: ModelDevice): Set<number> {
+    const pieces = Math.ceil(device.sizeBytes / PIECE);
+    const wanted = new Set<number>();
+    for (const block of device.blocks.keys()) wanted.add(Math.floor((block * BLOCK) / PIECE));
+    if (pieces <= FEW_PIECES) {
+      for (let i = 0; i < pieces; i++) wanted.add(i);
+      return wanted;
+    }
+    const others = [...this.touched].filter((piece) => piece < pieces && !wanted.has(piece));
+    for (let i = 0; i < ZERO_PLACES; i++) {
+      wanted.add(this.random.below(pieces));
+      if (others.length > 0) wanted.add(this.random.pick(others));
+    }
+    return wanted;
   }
 }

@@ -1,0 +1,137 @@
+/**
+ * The operations that a simulated node was asked for, held against what must
+ * become of each (test/model/judge.ts): every marker is one that was asked for
+ * and had nothing against it, every refusal has a reason, and clients that
+ * would not notice are gone before.
+ *
+ * Owns: requests under way, pretended client connections. Must not know: how
+ * requests are drawn, crashes.
+ */
+import { isDeepStrictEqual } from 'node:util';
+import { OperatorError } from '../../src/base/errors.js';
+import type { OperationRequest } from '../../src/control/port.js';
+import type { NodeBlocks } from '../../src/group/blocks.js';
+import type { Operation } from '../../src/group/record.js';
+import type { DeviceClient, DeviceView } from '../../src/group/service.js';
+import { judge } from '../model/judge.js';
+import type { Verdict } from '../model/judge.js';
+import type { ModelState } from './model.js';
+
+/** Refusals that say nothing about the request: the group cannot do anything now. */
+const PASSING = ['journal/stalled', 'group/stopped', 'role/not-primary'];
+
+export interface AskedRequest {
+  readonly request: OperationRequest;
+  /** As of the moment it was asked. */
+  readonly verdict: Verdict;
+  /** Its marker was handed to the journal. */
+  executed: boolean;
+}
+
+/** A connection that does nothing but be there. */
+class Connection implements DeviceClient {
+  readonly peer = 'pretended';
+  constructor(readonly view: DeviceView, private readonly gone: (one: Connection) => void) {}
+
+  disconnect(): void {
+    this.gone(this);
+  }
+}
+
+export class Asked {
+  private readonly open = new Set<AskedRequest>();
+  private readonly connections = new Set<Connection>();
+  refusals = 0;
+
+  constructor(private readonly state: () => ModelState) {}
+
+  /** The process that was asked is gone. */
+  forget(): void {
+    this.open.clear();
+    this.connections.clear();
+  }
+
+  // ---- connections ----------------------------------------------------------------------------------
+
+  connect(blocks: NodeBlocks, view: DeviceView): void {
+    const one = new Connection(view, (gone) => this.close(blocks, gone));
+    this.connections.add(one);
+    blocks.addClient(view, one);
+  }
+
+  /** The oldest one goes. */
+  disconnect(blocks: NodeBlocks): void {
+    const [one] = this.connections;
+    if (one !== undefined) this.close(blocks, one);
+  }
+
+  private close(blocks: NodeBlocks, one: Connection): void {
+    this.connections.delete(one);
+    blocks.removeClient(one.view, one);
+  }
+
+  get connected(): number {
+    return this.connections.size;
+  }
+
+  private readonly clientsOf = (id: number): number => {
+    let count = 0;
+    for (const one of this.connections) if (Number(one.view.id) === id) count++;
+    return count;
+  };
+
+  /** Nobody is connected to a device that is not there any more. */
+  checkConnections(): void {
+    for (const one of this.connections) {
+      if (!this.state().devices.has(Number(one.view.id))) throw new Error(`a client is still connected to device ${one.view.id}, which was removed`);
+    }
+  }
+
+  // ---- requests ---------------------------------------------------------------------------------------
+
+  ask(request: OperationRequest): AskedRequest {
+    const asked: AskedRequest = { request, verdict: judge(this.state(), request, this.clientsOf), executed: false };
+    this.open.add(asked);
+    return asked;
+  }
+
+  /** A marker is about to change `before`: one of those under way has to be that. */
+  marker(operation: Operation, before: ModelState): void {
+    if (operation.op === 'epoch') return;
+    const wanted: unknown[] = [];
+    for (const asked of this.open) {
+      if (asked.executed) continue;
+      const verdict = isRanged(asked.request) ? judge(before, asked.request, this.clientsOf) : asked.verdict;
+      wanted.push(verdict.operation ?? [...verdict.against]);
+      if (!isDeepStrictEqual(verdict.operation, operation)) continue;
+      const still = verdict.disconnects.filter((id) => this.clientsOf(id) > 0);
+      if (still.length > 0) throw new Error(`${operation.op} is executed while clients of device ${still.join(', ')} are connected that would not notice`);
+      asked.executed = true;
+      return;
+    }
+    throw new Error(`the operation ${JSON.stringify(operation)} was journaled; asked for was ${wanted.map((one) => JSON.stringify(one)).join(' or ') || 'nothing'}`);
+  }
+
+  done(asked: AskedRequest): void {
+    this.open.delete(asked);
+    if (!asked.executed) throw new Error(`${JSON.stringify(asked.request)} was answered as done, and no marker of it was journaled`);
+  }
+
+  failed(asked: AskedRequest, error: unknown): void {
+    this.open.delete(asked);
+    const { request, verdict } = asked;
+    if (!(error instanceof OperatorError)) return; // the disk's fault
+    if (PASSING.includes(error.code)) return;
+    const words = `${JSON.stringify(request)} was refused with ${error.code} (${error.message})`;
+    if (asked.executed) throw new Error(`${words} although it is in the journal`);
+    this.refusals++;
+    const fits = (one: Verdict): boolean => one.against.has(error.code) || (one.against.size === 0 && one.doubtful.has(error.code));
+    if (fits(verdict) || (isRanged(request) && fits(judge(this.state(), request, this.clientsOf)))) return;
+    throw new Error(`${words}; against it was ${[...verdict.against].join(', ') || 'nothing'}`);
+  }
+}
+
+/** Judged once more when its map nodes have been read. */
+function isRanged(request: OperationRequest): boolean {
+  return 'ranges' in request && request.ranges.length > 0;
+}
