@@ -12,7 +12,7 @@ import { MAX_SOCKET_PATH_BYTES } from '../base/address.js';
 import { VERSION } from '../base/version.js';
 import { ControlError } from './port.js';
 import {
-  DevicesReply, ErrorReply, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, PromoteReply, SizesReply, VersionReply,
+  DevicesReply, ErrorReply, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PromoteReply, SizesReply, VersionReply,
 } from './schema.js';
 import type { Wait } from './schema.js';
 
@@ -59,6 +59,11 @@ export class ControlClient {
   /** Counted on demand: takes as long as there are maps to walk. */
   sizes(group: string): Promise<SizesReply> {
     return this.call('GET', `${groupPath(group)}/sizes`, undefined, SizesReply, LONG_MS);
+  }
+
+  /** What the newest operations cost. */
+  operations(group: string): Promise<OperationsReply> {
+    return this.call('GET', `${groupPath(group)}/operations`, undefined, OperationsReply);
   }
 
   links(group: string): Promise<LinksReply> {

@@ -11,7 +11,7 @@
  */
 
 import type {
-  DevicesReply, ErrorKind, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, PromoteReply, SizesReply, Wait,
+  DevicesReply, ErrorKind, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PromoteReply, SizesReply, Wait,
 } from './schema.js';
 
 /** When to answer an operation. */
@@ -165,6 +165,12 @@ export interface SizesRequest {
   readonly group: string;
 }
 
+/** What the newest operations of a group cost. */
+export interface OperationsRequest {
+  readonly op: 'operations';
+  readonly group: string;
+}
+
 /** The links of one group. */
 export interface LinksRequest {
   readonly op: 'links';
@@ -224,7 +230,7 @@ export interface MetricsReply {
 
 export type ControlRequest =
   | OperationRequest | PromoteRequest | FlushRequest
-  | StatusRequest | DevicesRequest | SizesRequest | LinksRequest | LinkDropRequest | JournalRequest | MetricsRequest;
+  | StatusRequest | DevicesRequest | SizesRequest | OperationsRequest | LinksRequest | LinkDropRequest | JournalRequest | MetricsRequest;
 
 /** What each request is answered with. */
 export interface ControlReplies {
@@ -243,6 +249,7 @@ export interface ControlReplies {
   status: NodeStatus;
   devices: DevicesReply;
   sizes: SizesReply;
+  operations: OperationsReply;
   links: LinksReply;
   linkDrop: LinkDropReply;
   journal: JournalPage;

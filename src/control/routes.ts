@@ -57,6 +57,7 @@ export const ROUTES: readonly Route[] = [
   { method: 'GET', path: '/v1/status', body: false, action: (_params, input) => (parse(Nothing, input), call({ op: 'status' })) },
   { method: 'GET', path: '/v1/groups/:group/devices', body: false, action: (params, input) => (parse(Nothing, input), call({ op: 'devices', group: groupOf(params) })) },
   { method: 'GET', path: '/v1/groups/:group/sizes', body: false, action: (params, input) => (parse(Nothing, input), call({ op: 'sizes', group: groupOf(params) })) },
+  { method: 'GET', path: '/v1/groups/:group/operations', body: false, action: (params, input) => (parse(Nothing, input), call({ op: 'operations', group: groupOf(params) })) },
   { method: 'GET', path: '/v1/groups/:group/links', body: false, action: (params, input) => (parse(Nothing, input), call({ op: 'links', group: groupOf(params) })) },
   {
     method: 'POST', path: '/v1/groups/:group/volumes', body: true,

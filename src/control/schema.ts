@@ -186,6 +186,44 @@ export const OperationReply = z.object({
   notice: z.string().nullable(),
 });
 
+/** What one operation cost on this node (DESIGN §4). */
+export const MeteredEntry = z.object({
+  /** Position of its marker. */
+  lsn: z.number(),
+  timeMs: z.number(),
+  verb: z.string(),
+  /** Names of the devices, for people. */
+  what: z.string(),
+  /** Ids of the devices that it made, changed or removed; of very many only the first. */
+  devices: z.array(z.number().int()),
+  changedBytes: z.number(),
+  /** `exact`; `counting`: an upper bound that is being made exact; `bound`: an upper bound that stays. */
+  changed: z.enum(['exact', 'counting', 'bound']),
+  /** By peer: what its marker put on that link, sent here on the primary, received on a secondary. */
+  wireBytes: z.record(z.string(), z.number()),
+  /** Time that the data thread of this node spent in it. */
+  dataThreadUs: z.number(),
+});
+
+/** The newest operations, newest last, and sums per verb since the daemon started. */
+export const OperationsReply = z.object({
+  group: z.string(),
+  operations: z.array(MeteredEntry),
+  totals: z.array(z.object({ verb: z.string(), operations: z.number().int(), changedBytes: z.number(), wireBytes: z.record(z.string(), z.number()), dataThreadUs: z.number() })),
+});
+
+/** Sums over all operations since the daemon started. */
+export const MeteredSums = z.object({
+  performed: z.number().int(),
+  changedBytes: z.number(),
+  /** On all links together. */
+  wireBytes: z.number(),
+  dataThreadUs: z.number(),
+  /** The longest single one. */
+  longestUs: z.number(),
+  last: MeteredEntry.nullable(),
+});
+
 export const PromoteReply = z.object({
   lsn: z.number(),
   epoch: z.object({ number: z.number().int(), id: z.string(), lossless: z.boolean() }),
@@ -283,6 +321,7 @@ export const GroupStatus = z.object({
     /** "open", or a sentence that says why new writes are answered ENOSPC. */
     admission: z.string(),
   }),
+  operations: MeteredSums,
   links: z.array(LinkEntry),
   devices: z.array(DeviceEntry),
   /** What is wrong now, each a sentence that says what to do; newest last. */
@@ -324,6 +363,9 @@ export type ErrorReply = z.infer<typeof ErrorReply>;
 export type DeviceEntry = z.infer<typeof DeviceEntry>;
 export type DevicesReply = z.infer<typeof DevicesReply>;
 export type SizesReply = z.infer<typeof SizesReply>;
+export type MeteredEntry = z.infer<typeof MeteredEntry>;
+export type MeteredSums = z.infer<typeof MeteredSums>;
+export type OperationsReply = z.infer<typeof OperationsReply>;
 export type OperationReply = z.infer<typeof OperationReply>;
 export type PromoteReply = z.infer<typeof PromoteReply>;
 export type FlushReply = z.infer<typeof FlushReply>;

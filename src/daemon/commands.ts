@@ -12,6 +12,7 @@ import type { ControlReplies, ControlRequest, MetricSample } from '../control/po
 import type { Group } from '../group/group.js';
 import type { DataPath } from './datapath.js';
 import { journalPage } from './journal-page.js';
+import { operationMetrics, operationsReply } from './metering.js';
 import { operate } from './operate.js';
 import { deviceEntry, nodeStatus } from './status.js';
 
@@ -48,6 +49,9 @@ export class Commands {
       }
       case 'sizes':
         this.sizes(this.group(request.group), answer);
+        return;
+      case 'operations':
+        answer.done(operationsReply(this.group(request.group)));
         return;
       case 'links':
         answer.done({ group: request.group, links: this.path.links.status(this.group(request.group).name) });
@@ -168,7 +172,8 @@ export class Commands {
       add('walking', '1 while such a walk is under way', 'gauge', walker.walking ? 1 : 0);
       add('walk_longest_step_seconds', 'Longest time the data thread spent in one step of a walk since start', 'gauge', walker.longestStepUs / 1e6);
       add('read_misses_total', 'Reads that had to wait for a disk', 'counter', reader.missed);
-      add('marker_longest_seconds', 'Longest time the data thread spent in one operation since start', 'gauge', group.longestMarkerUs / 1e6);
+      add('marker_longest_seconds', 'Longest time the data thread spent in one operation since start', 'gauge', group.meter.longestUs / 1e6);
+      samples.push(...operationMetrics(group));
     }
     const arena = this.path.reactor.arena;
     samples.push({ name: 'arena_used_bytes', help: 'Memory of requests and replies under way', type: 'gauge', labels: {}, value: arena.usedBytes });

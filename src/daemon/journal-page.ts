@@ -12,6 +12,7 @@ import { decodeMarker, operationVerb } from '../group/record.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import { batch, checkBatchShape, entry, MAX_BATCH_BYTES, RecordKind, recordKindName } from '../journal/format.js';
+import { meteredFields } from './metering.js';
 
 /** Answers with records from `request.from` on; the page ends with the window that it read. */
 export function journalPage(
@@ -69,7 +70,7 @@ export function journalPage(
       const total = batch.totalBytes(view, at);
       if (lsn - start + total > bytes) break;
       for (let i = 0; i < batch.count(view, at); i++) {
-        const record = decodeRecord(at, lsn, i, u8, view);
+        const record = decodeRecord(group, at, lsn, i, u8, view);
         if (record.lsn >= from && record.lsn < end) records.push(record);
       }
       lsn += total;
@@ -86,7 +87,7 @@ export function journalPage(
   }
 }
 
-function decodeRecord(at: number, batchLsn: number, i: number, u8: Uint8Array, view: DataView): JournalRecord {
+function decodeRecord(group: Group, at: number, batchLsn: number, i: number, u8: Uint8Array, view: DataView): JournalRecord {
   const e = entry.at(at, i);
   const kind = entry.kind(view, e);
   const lsn = entry.lsn(batchLsn, i);
@@ -102,6 +103,6 @@ function decodeRecord(at: number, batchLsn: number, i: number, u8: Uint8Array, v
   if (typeof marker === 'string') return { lsn, kind: 'marker', device: null, offset: null, length, epoch, body: { problem: marker } };
   return {
     lsn, kind: operationVerb(marker.operation), device: null, offset: null, length, epoch,
-    body: { ...marker.operation, wallMs: marker.wallMs, digest: marker.digest },
+    body: { ...marker.operation, wallMs: marker.wallMs, digest: marker.digest, ...meteredFields(group.meter, lsn) },
   };
 }

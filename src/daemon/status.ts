@@ -7,8 +7,10 @@ import { VERSION } from '../base/version.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import type { DeviceEntry, GroupStatus, NodeStatus } from '../control/schema.js';
 import type { Group } from '../group/group.js';
+import { Meter } from '../group/meter.js';
 import type { Device } from '../group/tree.js';
 import type { BrokenGroup, DataPath } from './datapath.js';
+import { meteredSums } from './metering.js';
 
 /** Replay speed assumed until one was measured: a slow disk's sequential read. */
 const REPLAY_BYTES_PER_SECOND = 400e6;
@@ -40,6 +42,7 @@ export function groupStatus(path: DataPath, group: Group): GroupStatus {
     name: group.name,
     role: group.role === 'recovering' ? ('starting' as const) : group.role,
     roleReason: group.roleReason,
+    operations: meteredSums(group.meter),
     links,
     devices: [...group.tree.all()].map((device) => deviceEntry(group, device)),
     errors,
@@ -89,7 +92,7 @@ function nothing(path: DataPath, name: string): Pick<GroupStatus, 'epoch' | 'lsn
 
 function brokenStatus(path: DataPath, broken: BrokenGroup): GroupStatus {
   return {
-    name: broken.name, role: 'stopped', roleReason: broken.problem, links: [], devices: [],
+    name: broken.name, role: 'stopped', roleReason: broken.problem, links: [], operations: meteredSums(new Meter()), devices: [],
     errors: [`cannot be opened: ${broken.problem}. Its files were left as they are: restore them, or build this node anew from a healthy one (README, "Rebuild a secondary")`],
     ...nothing(path, broken.name),
   };

@@ -12,7 +12,7 @@ import type { Arena } from '../io/arena.js';
 import { batch, entry, RecordKind } from '../journal/format.js';
 import type { Store } from '../store/store.js';
 import { decodeMarker, operationVerb } from './record.js';
-import type { Marker } from './record.js';
+import type { Marker, Operation } from './record.js';
 import type { EpochEntry } from './replica.js';
 import { Tree } from './tree.js';
 import type { At, Device, Edit, Effect } from './tree.js';
@@ -24,9 +24,18 @@ export interface CoreState {
   readonly epochs: readonly EpochEntry[];
 }
 
+/** Looks on while markers are executed; may share roots, and changes nothing. */
+export interface CommitWatch {
+  /** Just before the effects. */
+  executing(edit: Edit): void;
+  /** Just after; `was`: the tree before. */
+  executed(operation: Operation, edit: Edit, at: At, was: Tree): void;
+}
+
 export class Core {
   tree = Tree.empty;
   epochs: readonly EpochEntry[] = [];
+  watch: CommitWatch | undefined;
 
   constructor(private readonly arena: Arena, readonly store: Store) {}
 
@@ -127,7 +136,7 @@ export class Core {
         node: operation.node, lossless: operation.lossless, wallMs: marker.wallMs,
       });
     }
-    this.commit(edit, where);
+    this.commit(operation, edit, where);
     return undefined;
   }
 
@@ -137,11 +146,14 @@ export class Core {
   }
 
   /** Takes an edit over: tree and content change together. */
-  commit(edit: Edit, at: At): void {
+  commit(operation: Operation, edit: Edit, at: At): void {
+    const was = this.tree;
+    this.watch?.executing(edit);
     this.tree = edit.tree;
     for (const effect of edit.effects) {
       this.execute(effect, at.lsn);
     }
+    this.watch?.executed(operation, edit, at, was);
   }
 
   private execute(effect: Effect, lsn: number): void {

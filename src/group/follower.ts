@@ -8,14 +8,16 @@
 
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
-import { batch } from '../journal/format.js';
+import { batch, entry, RecordKind } from '../journal/format.js';
 import type { Position } from '../journal/journal.js';
 import type { Content } from './content.js';
+import type { Meter } from './meter.js';
 import type { ReceiveResult } from './replica.js';
 
 export interface FollowerHost {
   readonly name: string;
   readonly content: Content;
+  readonly meter: Meter;
   /** Why batches are not taken now; undefined = they are. */
   readonly notFollowing: string | undefined;
   readonly stableLsn: number;
@@ -39,6 +41,16 @@ export class Follower {
   constructor(private readonly reactor: Reactor, private readonly host: FollowerHost, private readonly log: Log) {}
 
   receive(at: number, payloadAt: number): ReceiveResult {
+    const { io, arena } = this.reactor;
+    if (entry.kind(arena.view, entry.at(at, 0)) !== RecordKind.marker) return this.take(at, payloadAt);
+    const lsn = entry.lsn(batch.lsn(arena.view, at), 0);
+    const begun = io.nowUs();
+    const result = this.take(at, payloadAt);
+    if (result.kind === 'applied') this.host.meter.took(lsn, io.nowUs() - begun);
+    return result;
+  }
+
+  private take(at: number, payloadAt: number): ReceiveResult {
     const { host } = this;
     if (host.notFollowing !== undefined) return { kind: 'failed', reason: host.notFollowing };
     const { content } = host;

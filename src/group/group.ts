@@ -22,6 +22,7 @@ import { Ingest } from './ingest.js';
 import { stateToStartFrom } from './leftovers.js';
 import { appendOperation, overtaken } from './perform.js';
 import type { Performed } from './perform.js';
+import { Meter } from './meter.js';
 import { readRequest } from './reads.js';
 import { MAX_REASON, type EpochOperation, type Operation } from './record.js';
 import { RequestKind } from './requests.js';
@@ -65,8 +66,7 @@ export class Group implements ReplicatedGroup {
   private readonly durableWaits = new DurableWaits();
   private readonly removeHook: () => void;
   closed = false;
-  /** Longest time the data thread spent in one marker since start, microseconds. */
-  longestMarkerUs = 0;
+  readonly meter = new Meter();
 
   private constructor(
     private readonly reactor: Reactor,
@@ -139,6 +139,7 @@ export class Group implements ReplicatedGroup {
 
   private take(content: Content): void {
     this.opened = content;
+    this.meter.watch(content);
     this.ingest = new Ingest(this.reactor, {
       content,
       admit: (bytes) => this.space.admit(bytes, this.spaceNeeds()),
@@ -338,7 +339,7 @@ export class Group implements ReplicatedGroup {
     const endLsn = journal.appendedLsn;
     journal.sync(endLsn);
     const dataThreadUs = io.nowUs() - begun;
-    this.longestMarkerUs = Math.max(this.longestMarkerUs, dataThreadUs);
+    this.meter.took(at.lsn, dataThreadUs);
     return { lsn: at.lsn, endLsn, dataThreadUs };
   }
 

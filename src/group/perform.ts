@@ -46,7 +46,7 @@ export function appendOperation(io: Io, content: Content, operation: Operation, 
   if (result < 0) throw new IoError(-result, 'append to the journal of', content.options.directory);
   if (operation.op === 'epoch') core.pushEpoch({ number: operation.number, id: operation.id, start, node, lossless: operation.lossless, wallMs });
   try {
-    core.commit(edit, at);
+    core.commit(operation, edit, at);
   } catch (error) {
     if (error instanceof IoError || error instanceof CorruptionError) halfDone(error);
     throw error;

@@ -42,6 +42,12 @@ export type ReceiveResult =
   /** Not appended: the group has failed. */
   | { readonly kind: 'failed'; readonly reason: string };
 
+/** Counts what operations put on the wire. */
+export interface WireMeter {
+  /** The marker at `lsn` went over the link with `peer`, either way, with `bytes` in all. */
+  markerOnWire(peer: string, lsn: number, bytes: number): void;
+}
+
 export interface ReplicatedGroup {
   readonly name: string;
   /** 32 hexadecimal digits; undefined on a secondary that has never followed anybody. */
@@ -50,6 +56,7 @@ export interface ReplicatedGroup {
   /** Why the role is what it is, one sentence. */
   readonly roleReason: string;
   readonly journal: Journal;
+  readonly meter: WireMeter;
   readonly epochs: readonly EpochEntry[];
   /** Position behind the last appended batch. */
   readonly position: Position;

@@ -18,7 +18,7 @@ import type { TimerId } from '../io/timers.js';
 import { batch, entry, RecordKind, usedHeaderBytes } from '../journal/format.js';
 import { verifyHeader, verifyPayloads, wirePayloadBytes } from '../journal/verify.js';
 import type { Connection } from './connection.js';
-import { AckFlag, cleanSentence, MAX_EPOCHS_SENT } from './message.js';
+import { AckFlag, cleanSentence, FRAME_HEADER_BYTES, MAX_EPOCHS_SENT } from './message.js';
 
 export interface ApplierOptions {
   /** Longest time from a receive to the journal's fdatasync, when none is under way. */
@@ -63,6 +63,7 @@ export class Applier {
   constructor(
     private readonly reactor: Reactor,
     private readonly group: ReplicatedGroup,
+    private readonly peer: string,
     private readonly connection: Connection,
     private readonly options: ApplierOptions,
     readonly mode: 'follow' | 'fetch',
@@ -113,6 +114,8 @@ export class Applier {
     this.epochBytes.set(reactor.arena.u8.subarray(at + 48, at + 64));
     this.lastWallMs = batch.wallMs(view, at);
     this.batches++;
+    const first = entry.at(at, 0);
+    if (entry.kind(view, first) === RecordKind.marker) group.meter.markerOnWire(this.peer, entry.lsn(position.lsn, 0), FRAME_HEADER_BYTES + bytes);
     this.wantSync();
     return TAKEN;
   }

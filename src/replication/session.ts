@@ -353,7 +353,7 @@ export class LinkSession implements FrameHandler {
 
   /** Also of a listener that serves a fetch. */
   startShipper(from: number, upTo: number | undefined, onDone: () => void): void {
-    this.shipper = new Shipper(this.reactor, this.group, this.connection, this.options, from, upTo, onDone, (error) => this.end(error));
+    this.shipper = new Shipper(this.reactor, this.group, this.link.peer, this.connection, this.options, from, upTo, onDone, (error) => this.end(error));
     this.shipper.pump();
   }
 
@@ -362,7 +362,7 @@ export class LinkSession implements FrameHandler {
     const peer = this.peerView!;
     this.connection.setBuffers(this.options.socketBytes);
     this.connection.setReceiveBytes(this.options.receiveBytes);
-    this.applier = new Applier(this.reactor, this.group, this.connection, this.options, mode, { epochs: peer.epochs, lsn: peer.position.lsn });
+    this.applier = new Applier(this.reactor, this.group, this.link.peer, this.connection, this.options, mode, { epochs: peer.epochs, lsn: peer.position.lsn });
     this.removeRoom ??= this.group.onRoom(() => {
       if (this.applier !== undefined) this.connection.resume();
     });

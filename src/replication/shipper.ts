@@ -20,7 +20,7 @@ import type { ReplicatedGroup } from '../group/replica.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
-import { batch, checkBatchShape, entry, payloadLength, usedHeaderBytes } from '../journal/format.js';
+import { batch, checkBatchShape, entry, payloadLength, RecordKind, usedHeaderBytes } from '../journal/format.js';
 import { wirePayloadBytes } from '../journal/verify.js';
 import type { Connection } from './connection.js';
 import { FRAME_HEADER_BYTES, FrameType, putFrameHeader, sealFrame } from './message.js';
@@ -62,6 +62,7 @@ export class Shipper {
   constructor(
     private readonly reactor: Reactor,
     private readonly group: ReplicatedGroup,
+    private readonly peer: string,
     private readonly connection: Connection,
     private readonly options: ShipperOptions,
     from: number,
@@ -137,6 +138,7 @@ export class Shipper {
     const before = journal.batchLsn;
     if (this.connection.sendNow(last + 1, FRAME_HEADER_BYTES + bytes)) {
       this.hotBatches++;
+      this.meter(at, FRAME_HEADER_BYTES + bytes);
       this.lastWallMs = batch.wallMs(view, at);
     } else {
       this.shippedLsn = before;
@@ -251,6 +253,7 @@ export class Shipper {
       outbox.queue(at, used);
       if (payload > 0) outbox.queue(at + batch.headerBytes(view, at), payload);
       this.lastWallMs = batch.wallMs(view, at);
+      this.meter(at, FRAME_HEADER_BYTES + used + payload);
       this.windowAt += total;
       this.shippedLsn += total;
       this.caughtUpBatches++;
@@ -259,6 +262,12 @@ export class Shipper {
     // What is left is the beginning of a batch: the next read begins with it.
     if (frames < MAX_FRAMES && !this.windowFull && outbox.queueRoom >= SEGMENTS_PER_FRAME) this.windowAt = this.windowFill;
     return frames;
+  }
+
+  /** The batch at `at` was handed over with `bytes` on the wire. */
+  private meter(at: number, bytes: number): void {
+    const { view } = this.reactor.arena;
+    if (entry.kind(view, entry.at(at, 0)) === RecordKind.marker) this.group.meter.markerOnWire(this.peer, entry.lsn(batch.lsn(view, at), 0), bytes);
   }
 
   private damaged(problem: string): number {

@@ -13,8 +13,11 @@ import { FAN_OUT, LEAF_BLOCKS, LEAF_REGIONS } from './nodes.js';
 /** Blocks [firstBlock, firstBlock + count) have another entry; within one `run` ascending and never touching. */
 export type DiffVisitor = (firstBlock: number, count: number) => void;
 
+/** What comparing two leaves costs, in the units of a budget: nodes looked at. */
+const LEAF_COST = 16;
+
 export class MapDiff {
-  /** After a `run` that stopped early: a node to load before it is called again. */
+  /** After a `run` that stopped early: a node to load before it is called again; 0 = the budget was used up. */
   needed = 0;
 
   private readonly contentA = new LeafContent();
@@ -22,6 +25,7 @@ export class MapDiff {
   private first = 0;
   private end = 0;
   private stoppedAt = 0;
+  private budget = Infinity;
   private runStart = 0;
   private runEnd = 0;
 
@@ -30,9 +34,11 @@ export class MapDiff {
 
   /**
    * Reports the blocks of [first, end) whose entries differ. Returns `end`, or
-   * less: everything below was reported, and `needed` must be loaded first.
+   * less: everything below was reported; `needed` must be loaded first, or about
+   * `budget` nodes (16 at least) were looked at.
    */
-  run(first: number, end: number, visitor: DiffVisitor): number {
+  run(first: number, end: number, visitor: DiffVisitor, budget = Infinity): number {
+    this.budget = budget;
     this.first = first;
     this.end = end;
     this.needed = 0;
@@ -47,6 +53,8 @@ export class MapDiff {
   private compare(a: number, levelA: number, b: number, levelB: number, level: number, leaf: number, visitor: DiffVisitor): boolean {
     if (a === b && (a === 0 || levelA === levelB)) return true;
     if (a !== 0 && b !== 0 && levelA === levelB && identityOf(this.map, a) === identityOf(this.map, b)) return true;
+    if (this.budget <= 0) return this.stop(0, leaf * LEAF_BLOCKS);
+    this.budget -= level === 0 ? LEAF_COST : 1;
     if (level === 0) return this.compareLeaves(a, b, leaf * LEAF_BLOCKS, visitor);
     const { nodes, inners } = this.map;
     if (a !== 0 && levelA === level && nodes.wordOf(a) === 0) return this.stop(a, leaf * LEAF_BLOCKS);

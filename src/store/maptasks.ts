@@ -32,6 +32,8 @@ export type StepResult = (typeof Step)[keyof typeof Step];
 export interface MapTask {
   /** Shares, given back by MapTasks when the task has ended. */
   readonly roots: readonly MapRoot[];
+  /** Not worth memory: cut off when map memory is far above its limit. */
+  readonly optional: boolean;
   neededNode: number;
   /** Looks at about `budget` nodes: 128 must take well below 0.1 ms. */
   step(budget: number): StepResult;
@@ -54,6 +56,8 @@ export const DEFAULT_MAP_TASKS: MapTaskOptions = { pauseUs: 1000, stepUs: 300, s
 const SLICE = 128;
 /** Handles looked at per step to make room while map memory is above its limit. */
 const EVICT_STEPS = 512;
+/** Optional tasks are cut off when map memory is above twice its limit and this. */
+const SLACK_BYTES = 1024 * 1024;
 /** Tasks at a time; more are refused. */
 export const MAX_MAP_TASKS = 16;
 
@@ -117,6 +121,11 @@ export class MapTasks {
     const { io } = this.reactor;
     const begun = io.nowUs();
     const task = this.tasks.shift()!;
+    if (task.optional && this.store.map.memoryBytes > 2 * this.memoryLimit + SLACK_BYTES) {
+      this.finish(task, 'there is no memory for it');
+      this.schedule(this.options.pauseUs);
+      return;
+    }
     let result: StepResult = Step.more;
     for (let left = this.options.stepUnits; left > 0 && result === Step.more && io.nowUs() - begun < this.options.stepUs; left -= SLICE) {
       result = task.step(Math.min(left, SLICE));

@@ -91,6 +91,7 @@ export interface TreeSizes {
 }
 
 export class SizeTask implements MapTask {
+  readonly optional = false;
   neededNode = 0;
   private readonly sweep: MapSweep;
   private readonly owners: Owners;

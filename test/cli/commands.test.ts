@@ -56,6 +56,7 @@ const COMMANDS: readonly [readonly string[], ControlRequest, RegExp][] = [
   [['list', 'g'], { op: 'devices', group: 'g' }, /^NAME .*\ng\/vol /],
   [['list', 'g', '--tree'], { op: 'sizes', group: 'g' }, /^NAME .* OWN .*\ng\/vol .* 1 MiB +3 MiB [^]*\ng: 5 MiB in all at LSN 900000/],
   [['list', 'g', '--tree', '--no-sizes'], { op: 'devices', group: 'g' }, /^NAME +ID +SIZE +CREATED .*\ng\/vol /],
+  [['operations', 'g'], { op: 'operations', group: 'g' }, /^ +LSN +TIME +VERB +CHANGED +WIRE +THREAD +DEVICES\n *12288 .* restore +280 MiB +beta 245 B +0\.52 ms +vol from vol@monday\n *20480 .* <= 280 MiB, counting +- /],
   [['list'], { op: 'status' }, /^NAME .*\ng\/vol /],
   [['status'], { op: 'status' }, /^alpha {2}lockstepd 0\.1\.0/],
   [['status', 'g'], { op: 'status' }, /^group g {2}PRIMARY {2}all is well\n/],

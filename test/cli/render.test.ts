@@ -18,6 +18,7 @@ group g  PRIMARY  all is well
   destage   nothing pending, 12 rounds done
   store     maps 12 MiB of 256 MiB, 3 layers, 100 GiB free, replay after a crash about 1.5 s
   devices   1 volume (10 GiB), 1 snapshot, 0 client connections
+  ops       3 since the daemon started, 280 MiB changed by 735 B on the wire, the longest 0.52 ms; last: restore vol from vol@monday at LSN 12288
   link ->   beta  async, streaming; up to date
             shipped 900000  received 900000  durable 890000  applied 880000; 5 MiB on the wire, 0 reconnects
 `);
@@ -52,6 +53,7 @@ group g  PRIMARY  4 PROBLEMS
   destage   3.91 MiB in 1000 blocks pending, 5 MiB behind, 1 round done
   store     maps 12 MiB of 256 MiB, 3 layers, 900 MiB free, replay after a crash about 2 min 5 s
   devices   1 volume (10 GiB), 1 snapshot, 0 client connections
+  ops       3 since the daemon started, 280 MiB changed by 735 B on the wire, the longest 0.52 ms; last: restore vol from vol@monday at LSN 12288
   link ->   beta  async, connecting; 3 MiB, 4 min 10 s behind
             shipped 900000  received 900000  durable 890000  applied 880000; 5 MiB on the wire, 7 reconnects
 `);

@@ -1,6 +1,6 @@
 /** A data path made of canned answers, for tests of the control server and the command line. */
 import type { ControlPort, ControlReplies, ControlRequest, ReplyOf } from '../../src/control/port.js';
-import type { DeviceEntry, GroupStatus, JournalRecord, LinkEntry, NodeStatus, OperationReply } from '../../src/control/schema.js';
+import type { DeviceEntry, GroupStatus, JournalRecord, LinkEntry, MeteredEntry, NodeStatus, OperationReply } from '../../src/control/schema.js';
 
 export const CREATED_MS = Date.UTC(2026, 0, 2, 3, 4, 5);
 
@@ -18,6 +18,12 @@ export function link(over: Partial<LinkEntry> = {}): LinkEntry {
   };
 }
 
+export function metered(over: Partial<MeteredEntry> = {}): MeteredEntry {
+  return {
+    lsn: 12_288, timeMs: CREATED_MS, verb: 'restore', what: 'vol from vol@monday', devices: [1], changedBytes: 280 * 2 ** 20, changed: 'exact', wireBytes: { beta: 245 }, dataThreadUs: 520, ...over,
+  };
+}
+
 export function group(over: Partial<GroupStatus> = {}): GroupStatus {
   return {
     name: 'g', role: 'primary', roleReason: '', epoch: { number: 3, id: 'ab'.repeat(16), lossless: true },
@@ -25,6 +31,7 @@ export function group(over: Partial<GroupStatus> = {}): GroupStatus {
     journal: { sizeBytes: 2 ** 30, usedBytes: 2 ** 28, segments: 16, stalled: null },
     destage: { pendingBlocks: 0, pendingBytes: 0, roundsDone: 12, behindBytes: 0 },
     store: { mapBytes: 12 * 2 ** 20, mapLimitBytes: 2 ** 28, metadataBytesWritten: 1234, layers: 3, replaySecondsEstimate: 1.5, freeBytes: 100 * 2 ** 30, admission: 'open' },
+    operations: { performed: 3, changedBytes: 280 * 2 ** 20, wireBytes: 735, dataThreadUs: 900, longestUs: 520, last: metered() },
     links: [link()], devices: [device(), device({ id: 2, name: 'vol@monday', kind: 'snapshot', parent: 1, creationLsn: 8192 })], errors: [], ...over,
   };
 }
@@ -74,6 +81,7 @@ export class FakePort implements ControlPort {
         group: request.group, lsn: 900_000, storedBytes: 5 * 2 ** 20, tookUs: 1234,
         devices: [{ id: 1, usedBytes: 4 * 2 ** 20, ownBytes: 2 ** 20, sharedBytes: 3 * 2 ** 20 }, { id: 2, usedBytes: 4 * 2 ** 20, ownBytes: 2 ** 20, sharedBytes: 3 * 2 ** 20 }],
       };
+      case 'operations': return { group: request.group, operations: [metered(), metered({ lsn: 20_480, changed: 'counting', wireBytes: {} })], totals: [{ verb: 'restore', operations: 2, changedBytes: 280 * 2 ** 20, wireBytes: { beta: 245 }, dataThreadUs: 520 }] };
       case 'links': return { group: request.group, links: [link()] };
       case 'linkDrop': return { peer: request.peer, freedBytes: 2 ** 20, lsn: 880_000 };
       case 'journal': return { records: [record(100), record(200)], next: 300, appended: 300, end: true };

@@ -43,6 +43,9 @@ export class MemoryGroup implements ReplicatedGroup {
   readonly fencedBy: { newer: EpochEntry; peer: string }[] = [];
   readonly asked: { peer: string; outcome: string }[] = [];
   readonly cursors = new Map<string, number>();
+  /** Bytes that markers put on links, by peer and LSN. */
+  readonly wired = new Map<string, number>();
+  readonly meter = { markerOnWire: (peer: string, lsn: number, bytes: number): void => void this.wired.set(`${peer} ${lsn}`, (this.wired.get(`${peer} ${lsn}`) ?? 0) + bytes) };
   rewinds = 0;
   primaryDurable = 0;
   /** A stable LSN that the test dictates. */

@@ -154,7 +154,7 @@ function randomRun(seed: number): { answers: number; compactions: number } {
     if (number !== mapFile && answered < asked) compactions++;
     mapFile = number;
   }
-  rig.until(() => answered === asked);
+  rig.until(() => answered === asked && rig.group.content.mapTasks.count === 0);
   if (problem !== undefined) throw new Error(problem);
   if (rig.group.content.store.held.size > 0) throw new Error('a root is held for nothing');
   at.world.dispose();

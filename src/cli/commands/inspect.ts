@@ -12,6 +12,7 @@ import type { Register } from '../program.js';
 import { adviseGroup } from '../render/advice.js';
 import { renderList, renderTree } from '../render/devices.js';
 import type { GroupDevices } from '../render/devices.js';
+import { renderOperations } from '../render/operations.js';
 import { renderGroup, renderLink, renderStatus } from '../render/status.js';
 import type { Style } from '../render/words.js';
 import { COLOURED, PLAIN } from '../render/words.js';
@@ -26,6 +27,9 @@ export function registerInspection(program: Command, register: Register): void {
     .description('role, positions, lag and why, journal use, destage backlog, and what to do if something is wrong')
     .option('--check', 'exit with 1 when there is a problem, for monitoring')
     .action(register(status));
+  program.command('operations <group>')
+    .description('what the newest operations cost on this node: bytes changed (<= while it is an upper bound), bytes on each link, time of the data thread')
+    .action(register(operations));
   const link = program.command('link').description('links to and from other nodes');
   link.command('status [group]').description('show the links').action(register(linkStatus));
   link.command('drop <group> <peer>')
@@ -82,6 +86,11 @@ async function status(context: Context, options: { check?: boolean }, name?: str
   context.print(shown, () => (name === undefined ? renderStatus(all, context.streams.now(), styleOf(context)) : renderGroup(shown.groups[0], styleOf(context))));
   const problems = shown.groups.flatMap(adviseGroup).filter((advice) => advice.severity === 'problem');
   if (options.check === true && problems.length > 0) context.exitCode = EXIT_FAILED;
+}
+
+async function operations(context: Context, _options: object, name: string): Promise<void> {
+  const reply = await context.client.operations(groupArgument(name));
+  context.print(reply, () => renderOperations(reply));
 }
 
 async function linkStatus(context: Context, _options: object, name?: string): Promise<void> {

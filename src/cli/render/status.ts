@@ -5,7 +5,7 @@ import type { GroupStatus, LinkEntry, NodeStatus } from '../../control/schema.js
 import { adviseGroup } from './advice.js';
 import type { Advice } from './advice.js';
 import type { Style } from './words.js';
-import { bar, count, formatDuration } from './words.js';
+import { bar, count, formatDuration, formatMilliseconds } from './words.js';
 
 /** `nowMs` is the time of day of the reader, for the uptime. */
 export function renderStatus(status: NodeStatus, nowMs: number, style: Style): string {
@@ -33,9 +33,15 @@ export function renderGroup(group: GroupStatus, style: Style): string {
     row('destage', destage.pendingBlocks === 0 ? `nothing pending, ${count(destage.roundsDone, 'round')} done` : `${formatSize(destage.pendingBytes)} in ${count(destage.pendingBlocks, 'block')} pending, ${formatSize(destage.behindBytes)} behind, ${count(destage.roundsDone, 'round')} done`),
     row('store', `maps ${formatSize(store.mapBytes)} of ${formatSize(store.mapLimitBytes)}, ${count(store.layers, 'layer')}, ${formatSize(store.freeBytes)} free, replay after a crash about ${formatDuration(store.replaySecondsEstimate)}`),
     row('devices', `${count(volumes.length, 'volume')} (${formatSize(volumes.reduce((sum, device) => sum + device.sizeBytes, 0))}), ${count(group.devices.length - volumes.length, 'snapshot')}, ${count(clients, 'client connection')}`),
+    row('ops', operationsText(group.operations)),
     ...group.links.flatMap((link) => renderLink(said(link.reason) ? { ...link, reason: '' } : link)),
     ...(group.links.length === 0 ? [row('links', 'none: this group is not replicated')] : []),
   ].join('\n');
+}
+
+function operationsText({ performed, changedBytes, wireBytes, longestUs, last }: GroupStatus['operations']): string {
+  if (last === null) return 'none since the daemon started';
+  return `${performed} since the daemon started, ${formatSize(changedBytes)} changed by ${formatSize(wireBytes)} on the wire, the longest ${formatMilliseconds(longestUs / 1000)}; last: ${last.verb} ${last.what} at LSN ${last.lsn}`;
 }
 
 export function renderLink(link: LinkEntry): string[] {
