@@ -18,6 +18,7 @@ import { Content } from './content.js';
 import type { ContentOptions } from './content.js';
 import { Exports } from './exports.js';
 import { Follower } from './follower.js';
+import { Hooks } from './hooks.js';
 import { Ingest } from './ingest.js';
 import { stateToStartFrom } from './leftovers.js';
 import { appendOperation, overtaken } from './perform.js';
@@ -60,9 +61,9 @@ export class Group implements ReplicatedGroup {
   ingest: Ingest | undefined;
   /** For whom the journal is kept. */
   readonly retention: Retention;
-  private readonly appendedHooks = new Set<() => void>();
-  private readonly durableHooks = new Set<() => void>();
-  private readonly roleHooks = new Set<() => void>();
+  private readonly appendedHooks = new Hooks();
+  private readonly durableHooks = new Hooks();
+  private readonly roleHooks = new Hooks();
   private readonly durableWaits = new DurableWaits();
   private readonly removeHook: () => void;
   closed = false;
@@ -272,14 +273,14 @@ export class Group implements ReplicatedGroup {
   }
 
   private afterAppend(): void {
-    for (const hook of this.appendedHooks) hook();
+    this.appendedHooks.run();
   }
 
   private afterDurable(): void {
     const lsn = this.content.journal.durableLsn;
     this.ingest?.durable();
     this.durableWaits.advance(lsn);
-    for (const hook of this.durableHooks) hook();
+    this.durableHooks.run();
   }
 
   // ---- requests -----------------------------------------------------------------------------------
@@ -389,7 +390,7 @@ export class Group implements ReplicatedGroup {
 
   /** `hook` runs after every change of role. Returns what removes it. */
   onRole(hook: () => void): () => void {
-    return addHook(this.roleHooks, hook);
+    return this.roleHooks.add(hook);
   }
 
   private roleChanged(): void {
@@ -401,7 +402,7 @@ export class Group implements ReplicatedGroup {
     }
     this.exports.update();
     if (!this.serving) this.exports.disconnectAll(this.roleReason);
-    for (const hook of this.roleHooks) hook();
+    this.roleHooks.run();
   }
 
   private fail(error: IoError): void {
@@ -457,11 +458,11 @@ export class Group implements ReplicatedGroup {
   setCursor(peer: string, lsn: number | undefined): void { this.retention.setLink(peer, lsn); }
 
   onAppended(hook: () => void): () => void {
-    return addHook(this.appendedHooks, hook);
+    return this.appendedHooks.add(hook);
   }
 
   onDurable(hook: () => void): () => void {
-    return addHook(this.durableHooks, hook);
+    return this.durableHooks.add(hook);
   }
 
   // ---- end ------------------------------------------------------------------------------------------
@@ -493,9 +494,4 @@ export class Group implements ReplicatedGroup {
     };
     wait();
   }
-}
-
-function addHook(hooks: Set<() => void>, hook: () => void): () => void {
-  hooks.add(hook);
-  return () => void hooks.delete(hook);
 }

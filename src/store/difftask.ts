@@ -9,6 +9,9 @@ import { MapDiff } from './mapdiff.js';
 import { Step } from './maptasks.js';
 import type { MapTask, StepResult } from './maptasks.js';
 
+/** Fewer nodes might not get below the inner ones that lead to where the count stands. */
+const BUDGET_MIN = 16;
+
 /** Two states of one device: shares. */
 export interface StatePair {
   readonly before: MapRoot;
@@ -37,7 +40,7 @@ export class DiffTask implements MapTask {
     const { before, after } = this.pairs[this.index];
     const end = Math.max(before.sizeBlocks, after.sizeBlocks);
     this.diff ??= new MapDiff(this.map, before, after);
-    this.block = this.diff.run(this.block, end, this.count, budget);
+    this.block = this.diff.run(this.block, end, this.count, Math.max(budget, BUDGET_MIN));
     if (this.block === end) {
       this.index++;
       this.block = 0;
