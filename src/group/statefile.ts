@@ -6,7 +6,7 @@
 
 import { z } from 'zod';
 import { CorruptionError } from '../base/errors.js';
-import { readWholeFile, replaceFile } from '../io/file.js';
+import { readWholeFile, replaceReserved } from '../io/file.js';
 import type { Io } from '../io/io.js';
 import { O } from '../io/io.js';
 
@@ -49,7 +49,7 @@ export function readState(io: Io, directory: string): StateFile | undefined {
   return parsed.data;
 }
 
-/** Durable when it returns. Throws IoError. */
+/** Durable when it returns; also on a full disk, which must not keep a group from starting. Throws IoError. */
 export function writeState(io: Io, directory: string, state: StateFile): void {
-  replaceFile(io, directory, NAME, new TextEncoder().encode(`${JSON.stringify(state, null, 1)}\n`));
+  replaceReserved(io, directory, NAME, new TextEncoder().encode(`${JSON.stringify(state, null, 1)}\n`));
 }

@@ -71,6 +71,47 @@ export function replaceFile(io: Io, directory: string, name: string, bytes: Uint
   must(io.syncDirectory(directory), 'sync directory', directory);
 }
 
+/** Room kept for a `replaceReserved` file. */
+const RESERVED_BYTES = 4096;
+
+/**
+ * As `replaceFile`, for a file that must be replaceable while the disk is full:
+ * beside it stands `name.spare`, a block that the new content is written into
+ * and that then takes the name. The next spare takes the room of the file that
+ * was replaced; when even that is gone, the next call needs room again. `bytes`
+ * are text, padded with spaces.
+ */
+export function replaceReserved(io: Io, directory: string, name: string, bytes: Uint8Array): void {
+  const spare = `${directory}/${name}.spare`;
+  const fd = bytes.length > RESERVED_BYTES ? -Errno.EFBIG : io.open(spare, O.WRONLY, FILE_MODE);
+  if (fd < 0) {
+    replaceFile(io, directory, name, bytes);
+  } else {
+    const scratch = new Uint8Array(io.memory, SCRATCH_OFFSET, RESERVED_BYTES).fill(0x20);
+    scratch.set(bytes);
+    try {
+      must(io.pwrite(fd, SCRATCH_OFFSET, RESERVED_BYTES, 0), 'write', spare);
+      must(io.fdatasync(fd), 'sync', spare);
+    } finally {
+      io.close(fd);
+    }
+    must(io.rename(spare, `${directory}/${name}`), 'rename', spare);
+    must(io.syncDirectory(directory), 'sync directory', directory);
+  }
+  reserve(io, spare);
+}
+
+/** Best effort: without it the file is as safe as any other. */
+function reserve(io: Io, spare: string): void {
+  const fd = io.open(spare, O.WRONLY | O.CREAT | O.TRUNC, FILE_MODE);
+  if (fd < 0) return;
+  new Uint8Array(io.memory, SCRATCH_OFFSET, RESERVED_BYTES).fill(0x20);
+  const written = io.pwrite(fd, SCRATCH_OFFSET, RESERVED_BYTES, 0);
+  const synced = written === RESERVED_BYTES ? io.fdatasync(fd) : -1;
+  io.close(fd);
+  if (synced < 0) io.unlink(spare);
+}
+
 /** Creates a directory and what is missing above it, durably. What exists already is left as it is. Throws IoError. */
 export function mkdirs(io: Io, path: string, mode: number = DIRECTORY_MODE): void {
   const result = io.mkdir(path, mode);
