@@ -4,6 +4,7 @@
 // Must not know: the families and messages (src/io/netlink.ts does).
 #include <fcntl.h>
 #include <linux/netlink.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -110,10 +111,29 @@ napi_value wakeCall(napi_env env, napi_callback_info info) {  // fd
   return give(env, n < 0 && errno != EAGAIN ? -errno : 0);
 }
 
+// ioctl whose argument is a number or nothing. Blocks for as long as the kernel does.
+napi_value ioctlCall(napi_env env, napi_callback_info info) {  // fd, request, argument
+  Call<3> call(env, info);
+  const int fd = call.integer(0);
+  const double request = call.whole(1, UINT32_MAX);
+  const double argument = call.whole(2, UINT32_MAX);
+  if (call.failed()) return nullptr;
+  const int result = ioctl(fd, static_cast<unsigned long>(request), static_cast<unsigned long>(argument));
+  return give(env, result < 0 ? -errno : result);
+}
+
+// Writes back the whole file system that the descriptor lies on.
+napi_value syncfsCall(napi_env env, napi_callback_info info) {  // fd
+  Call<1> call(env, info);
+  const int fd = call.integer(0);
+  if (call.failed()) return nullptr;
+  return give(env, syncfs(fd) != 0 ? -errno : 0);
+}
+
 const Method METHODS[] = {
     {"netlinkOpen", netlinkOpenCall}, {"netlinkSend", netlinkSendCall}, {"netlinkReceive", netlinkReceiveCall},
     {"netlinkJoin", netlinkJoinCall}, {"closeFd", closeFdCall},         {"setBlocking", setBlockingCall},
-    {"wake", wakeCall},
+    {"wake", wakeCall},               {"ioctl", ioctlCall},             {"syncfs", syncfsCall},
 };
 
 }  // namespace

@@ -10,6 +10,7 @@ import { ControlClient, ControlError } from '../control/client.js';
 import type { Waits } from '../control/client.js';
 import type { OperationReply } from '../control/schema.js';
 import type { AttachSystem } from './commands/attach.js';
+import type { FreezeSystem } from './freeze.js';
 import { formatMilliseconds } from './render/words.js';
 
 export const EXIT_OK = 0;
@@ -29,8 +30,15 @@ export interface Streams {
   readonly env: Readonly<Record<string, string | undefined>>;
   /** Aborts when the user interrupts. */
   readonly interrupted: AbortSignal;
+  /**
+   * Says that there is something to undo: until the result is called, SIGINT, SIGTERM and SIGHUP only abort
+   * `interrupted`, and the command ends by itself. (A second SIGINT still ends the process.)
+   */
+  readonly hold?: () => () => void;
   /** In place of this machine's kernel. */
   readonly attachSystem?: AttachSystem;
+  /** In place of this machine's mounts and processes. */
+  readonly freezeSystem?: FreezeSystem;
 }
 
 export interface GlobalOptions {

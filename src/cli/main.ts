@@ -4,12 +4,37 @@
 import { runCommandLine } from './program.js';
 
 const interrupt = new AbortController();
-process.once('SIGINT', () => {
+/** Commands that have something to undo before the process may end. */
+let holding = 0;
+/** What the process ends with after a signal, as shells have it. */
+let interruptedWith = 0;
+const END_CODES = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
+
+function stopBy(signal: keyof typeof END_CODES): void {
+  const again = interrupt.signal.aborted;
+  const code = END_CODES[signal];
+  interruptedWith = code;
   interrupt.abort();
+  if (again && signal === 'SIGINT') process.exit(code);
+  if (holding > 0) return;
   // Only a following dump ends by itself; everything else ends here, as shells expect.
-  process.once('SIGINT', () => process.exit(130));
-  setTimeout(() => process.exit(130), 1000).unref();
-});
+  setTimeout(() => process.exit(code), 1000).unref();
+}
+
+process.on('SIGINT', stopBy);
+
+/** See Streams.hold. These two end the process at once unless something has to be undone first. */
+function hold(): () => void {
+  holding++;
+  for (const signal of ['SIGTERM', 'SIGHUP'] as const) process.on(signal, stopBy);
+  let held = true;
+  return () => {
+    if (!held) return;
+    held = false;
+    holding--;
+    for (const signal of ['SIGTERM', 'SIGHUP'] as const) process.off(signal, stopBy);
+  };
+}
 
 // Without listeners these throw, and a full disk is no bug.
 process.stdout.on('error', outputFailed);
@@ -28,10 +53,12 @@ const code = await runCommandLine(process.argv.slice(2), {
   now: () => Date.now(),
   env: process.env,
   interrupted: interrupt.signal,
+  hold,
 });
 // A write to a pipe is only queued; exit would cut it off. The callbacks run when all before them is out. A stream
 // that failed calls back too, and says so through `outputFailed`.
-process.exitCode = code;
+const exitCode = code === 0 || interruptedWith === 0 ? code : interruptedWith;
+process.exitCode = exitCode;
 process.stdout.write('', (failed) => {
-  if (failed === undefined || failed === null) process.stderr.write('', () => process.exit(code));
+  if (failed === undefined || failed === null) process.stderr.write('', () => process.exit(exitCode));
 });

@@ -11,6 +11,7 @@ import { registerAssigns } from './commands/assign.js';
 import { registerOperations } from './commands/operations.js';
 import { Context, DEFAULT_SOCKET, EXIT_OK, EXIT_OPERATOR } from './context.js';
 import type { GlobalOptions, Streams } from './context.js';
+import { runWatchdog } from './watchdog.js';
 
 /** A command's work: its options, then its arguments. */
 // eslint-disable-next-line @typescript-eslint/no-explicit-any -- commander hands over what the declaration says, untyped
@@ -44,6 +45,10 @@ export async function runCommandLine(argv: readonly string[], streams: Streams):
   registerOperations(program, register);
   registerAssigns(program, register);
   registerAttachment(program, register);
+  // Started by `snapshot --freeze`; nobody's to type. The mount point is there for ps.
+  program.command('freeze-watchdog <mountpoint>', { hidden: true })
+    .requiredOption('--timeout <seconds>', 'thaw after this time')
+    .action(register(runWatchdog));
   try {
     await program.parseAsync(argv, { from: 'user' });
     return context?.exitCode ?? EXIT_OK;

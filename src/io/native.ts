@@ -70,6 +70,10 @@ export interface NativeModule {
   wake(fd: number): number;
   closeFd(fd: number): number;
   setBlocking(fd: number, blocking: 0 | 1): number;
+  /** `request` and `argument` are u32; blocks for as long as the kernel does. */
+  ioctl(fd: number, request: number, argument: number): number;
+  /** Writes back the whole file system of `fd`. */
+  syncfs(fd: number): number;
   netlinkOpen(protocol: number, timeoutMs: number): number;
   netlinkSend(fd: number, bytes: Uint8Array): number;
   netlinkReceive(fd: number, into: Uint8Array): number;

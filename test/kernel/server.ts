@@ -50,12 +50,19 @@ export function lockstepInGuest(words: string): string {
   return `${process.execPath} ${CLI} ${words}`;
 }
 
+export interface LockstepServer extends ServerUnderTest {
+  readonly controlSocket: string;
+  readonly dataDirectory: string;
+}
+
 /** One node with the volume g/vol. */
-export function lockstepServer(directory: string, volumeBytes: number): ServerUnderTest {
+export function lockstepServer(directory: string, volumeBytes: number): LockstepServer {
   const node = prepareSingle(directory, { journalSize: '256M', segmentSize: '16M', nbdAddresses: [`tcp:${guestAddress()}:${PORT}`, ''] });
   let created = false;
   return {
     exportName: 'g/vol',
+    controlSocket: node.controlSocket,
+    dataDirectory: node.config.dataDirectory as string,
     uri: node.uri('g/vol'),
     async start() {
       await node.start();

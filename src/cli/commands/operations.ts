@@ -4,8 +4,11 @@ import type { Command } from 'commander';
 import { OperatorError } from '../../base/errors.js';
 import { isName, parseDeviceName } from '../../base/names.js';
 import { formatSize } from '../../base/units.js';
+import type { OperationReply } from '../../control/schema.js';
 import { deviceArgument, groupArgument } from '../context.js';
 import type { Context } from '../context.js';
+import { freezeOptions, quiesce } from '../freeze.js';
+import type { FreezeOptions } from '../freeze.js';
 import { deviceOrSetArgument, sizeArgument, waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
 import type { Register } from '../program.js';
@@ -14,7 +17,7 @@ export function registerOperations(program: Command, register: Register): void {
   waitOptions(program.command('create <group/volume> <size>'))
     .description('create a volume of zeros; the size such as 10G, a multiple of 4096 bytes')
     .action(register(create));
-  waitOptions(program.command('snapshot <group/volume@name>'))
+  freezeOptions(waitOptions(program.command('snapshot <group/volume@name>')))
     .description('make a snapshot of a volume, or of one of its snapshots; GROUP/@NAME: of all volumes of the group, at one point')
     .option('--of <snapshot>', 'take it of VOLUME@SNAPSHOT instead of the volume')
     .action(register(snapshot));
@@ -57,12 +60,14 @@ async function create(context: Context, options: WaitOptions, name: string, size
   context.printOperation(reply, `created ${name}, ${formatSize(size)},`, asked);
 }
 
-async function snapshot(context: Context, options: WaitOptions & { of?: string }, name: string): Promise<void> {
+async function snapshot(context: Context, options: WaitOptions & FreezeOptions & { of?: string }, name: string): Promise<void> {
   const asked = waits(options);
   const { group, device, set } = deviceOrSetArgument(name);
+  const take = (source: string | null, label: string): Promise<OperationReply> =>
+    quiesce(context, options, { group, device }, asked, (waits) => context.client.snapshot(group, { source, name: label, ...waits }));
   if (set !== undefined) {
     if (options.of !== undefined) throw new OperatorError('usage', `${name} is a snapshot of every volume of group ${group}; --of names the source of a single one`);
-    const reply = await context.client.snapshot(group, { source: null, name: set, ...asked });
+    const reply = await take(null, set);
     context.printOperation(reply, `created ${name} of ${reply.devices.length === 1 ? '1 volume' : `${reply.devices.length} volumes`}`, asked);
     return;
   }
@@ -75,7 +80,7 @@ async function snapshot(context: Context, options: WaitOptions & { of?: string }
     if (of.group !== group || ofName?.volume !== parsed.volume) throw new OperatorError('usage', `--of must name a snapshot of ${group}/${parsed.volume}, not ${JSON.stringify(options.of)}`);
     source = of.device;
   }
-  const reply = await context.client.snapshot(group, { source, name: parsed.snapshot, ...asked });
+  const reply = await take(source, parsed.snapshot);
   context.printOperation(reply, `created ${name} of ${group}/${source}`, asked);
 }
 

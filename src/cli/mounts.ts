@@ -1,0 +1,119 @@
+/**
+ * What is mounted where, as /proc/self/mountinfo says it, and which file
+ * systems a daemon writes to.
+ *
+ * Owns: reading that table and the block devices below a file system. Must not
+ * know: why somebody asks.
+ *
+ * One line, fields separated by spaces, ends of lines and spaces in names as
+ * octal escapes (proc(5)):
+ *
+ *   ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAG ...] - TYPE SOURCE SUPEROPTIONS
+ *
+ * MAJOR:MINOR names the file system itself: all mounts of one file system have
+ * the same, also where stat(2) gives others (subvolumes of btrfs).
+ */
+
+import { readFileSync, readdirSync, readlinkSync, realpathSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+
+export interface Mount {
+  /** Absolute, without links. */
+  readonly point: string;
+  /** "254:0"; the same for all mounts of one file system. */
+  readonly fileSystem: string;
+  /** "ext4" */
+  readonly type: string;
+  /** "/dev/nbd0" */
+  readonly source: string;
+}
+
+/** Where the tables are; tests name their own. */
+export interface MountPaths {
+  readonly mountinfo: string;
+  readonly proc: string;
+  readonly sysDevBlock: string;
+}
+
+export const MOUNT_PATHS: MountPaths = { mountinfo: '/proc/self/mountinfo', proc: '/proc', sysDevBlock: '/sys/dev/block' };
+
+/** In the order of the table: of two mounts at one point the later one lies on top. */
+export function parseMounts(text: string): Mount[] {
+  return text.split('\n').flatMap((line) => {
+    const fields = line.split(' ');
+    const dash = fields.indexOf('-', 6);
+    if (dash < 0 || fields.length < dash + 3) return [];
+    return [{ fileSystem: fields[2], point: unescape(fields[4]), type: fields[dash + 1], source: unescape(fields[dash + 2]) }];
+  });
+}
+
+function unescape(words: string): string {
+  // Byte by byte: an escape may be part of a character.
+  return words.includes('\\') ? Buffer.from(words.replace(/[^\x20-\x7e]+/g, (part) => Buffer.from(part).toString('latin1')).replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(parseInt(octal, 8))), 'latin1').toString() : words;
+}
+
+/** The mount at exactly this point. */
+export function mountAt(mounts: readonly Mount[], point: string): Mount | undefined {
+  return mounts.findLast((mount) => mount.point === point);
+}
+
+/** The mount that a path lies on; the path is absolute and without links. */
+export function mountOf(mounts: readonly Mount[], path: string): Mount | undefined {
+  for (let at = path; ; at = dirname(at)) {
+    const found = mountAt(mounts, at);
+    if (found !== undefined || at === dirname(at)) return found;
+  }
+}
+
+/** How deep stacks of block devices are followed: loop on dm on md ... */
+const MAX_DEPTH = 16;
+
+/**
+ * The file systems that have to take writes so that one of `paths` can be
+ * written: those that hold them, and those that hold the files of loop devices
+ * below these. As MAJOR:MINOR → the path that needs it. A path that does not
+ * exist (of another machine or container) needs none.
+ */
+export function writtenFileSystems(mounts: readonly Mount[], paths: readonly string[], where: MountPaths): Map<string, string> {
+  const found = new Map<string, string>();
+  const follow = (path: string, needs: string, depth: number): void => {
+    const real = attempt(() => realpathSync(path));
+    const mount = real === undefined ? undefined : mountOf(mounts, real);
+    if (mount === undefined || found.has(mount.fileSystem)) return;
+    found.set(mount.fileSystem, needs);
+    const device = attempt(() => realpathSync(join(where.sysDevBlock, mount.fileSystem)));
+    if (device !== undefined) below(device, needs, depth);
+  };
+  const below = (device: string, needs: string, depth: number): void => {
+    if (depth >= MAX_DEPTH) return;
+    const file = attempt(() => readFileSync(join(device, 'loop', 'backing_file'), 'utf8').trim());
+    if (file !== undefined) follow(file, needs, depth + 1);
+    for (const slave of attempt(() => readdirSync(join(device, 'slaves'))) ?? []) {
+      const lower = attempt(() => realpathSync(join(device, 'slaves', slave)));
+      if (lower !== undefined) below(lower, needs, depth + 1);
+    }
+    // a partition: the disk that it is part of
+    if (attempt(() => readFileSync(join(device, 'partition'), 'utf8')) !== undefined) below(dirname(device), needs, depth + 1);
+  };
+  for (const path of paths) follow(path, path, 0);
+  return found;
+}
+
+/** The files that standard output and standard error of a process go to; none when they are no files, or it is not on this machine. */
+export function outputFiles(where: MountPaths, pid: number): string[] {
+  const files = [1, 2].flatMap((fd) => {
+    const target = attempt(() => readlinkSync(join(where.proc, String(pid), 'fd', String(fd))));
+    return target?.startsWith('/') === true && !target.startsWith('/dev/') ? [target.replace(/ \(deleted\)$/, '')] : [];
+  });
+  return [...new Set(files)].map((file) => (attempt(() => realpathSync(file)) === undefined ? dirname(file) : join(dirname(file), basename(file))));
+}
+
+/** What is not there, or may not be seen, is nothing that has to be respected: the watchdog's time limit ends what could follow. */
+function attempt<T>(look: () => T): T | undefined {
+  try {
+    return look();
+  } catch (error) {
+    if (typeof (error as NodeJS.ErrnoException).code === 'string') return undefined;
+    throw error;
+  }
+}
