@@ -42,6 +42,8 @@ export interface WatchdogEvents {
 
 export interface FreezeSystem {
   readonly paths: MountPaths;
+  /** How much later than the kernel a watchdog answers at most: it is a process like any other. */
+  readonly graceMs: number;
   mounts(): Mount[];
   /** Whether this process has CAP_SYS_ADMIN. */
   mayFreeze(): boolean;
@@ -64,6 +66,7 @@ const MAX_LINE_CHARACTERS = 256;
 
 export const REAL_FREEZE_SYSTEM: FreezeSystem = {
   paths: MOUNT_PATHS,
+  graceMs: 10_000,
   mounts: () => parseMounts(readFileSync(MOUNT_PATHS.mountinfo, 'utf8')),
   mayFreeze: () => {
     const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'utf8'));

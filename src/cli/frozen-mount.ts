@@ -12,9 +12,6 @@ import type { FreezeSystem, WatchdogProcess } from './freeze-system.js';
 import type { Mount } from './mounts.js';
 import type { Word } from './watchdog.js';
 
-/** How much later than the kernel a watchdog answers at most: it is a process like any other. */
-const GRACE_MS = 10_000;
-
 type State =
   /** Nothing is frozen by us. */
   | { readonly kind: 'open' }
@@ -70,11 +67,11 @@ export class FrozenMount {
   async thaw(): Promise<string | undefined> {
     const wasFreezing = this.state.kind === 'freezing';
     if (this.end === undefined) this.watchdog.send('thaw');
-    let gone = await this.endedWithin(GRACE_MS);
+    let gone = await this.endedWithin(this.system.graceMs);
     if (!gone && !wasFreezing) {
       // Stopped, or stuck: its end makes us thaw. Not while the kernel freezes: then it must live to thaw.
       this.watchdog.kill();
-      gone = await this.endedWithin(GRACE_MS);
+      gone = await this.endedWithin(this.system.graceMs);
     }
     this.system.close(this.fd);
     if (this.state.kind === 'over') return this.state.problem;
@@ -92,7 +89,7 @@ export class FrozenMount {
       const timer = setTimeout(() => {
         this.question = undefined;
         reject(failed('freeze/timeout', `${doing} is not done after ${this.seconds} s: the device below it (${this.mount.source}) is slow or does not answer. For a slow one, raise --freeze-timeout`));
-      }, this.seconds * 1000 + (word === 'freeze' ? GRACE_MS : 0));
+      }, this.seconds * 1000 + this.system.graceMs);
       const settle = <T>(then: (value: T) => void) => (value: T): void => {
         clearTimeout(timer);
         this.question = undefined;

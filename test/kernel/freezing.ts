@@ -102,12 +102,17 @@ function write(guest: GuestShell): Promise<string> {
 }
 
 /** Runs the CLI until its snapshot request is under way, with everything frozen. Its process id is in /run/pid. */
-async function frozen(bench: Bench, words: string): Promise<{ done: Promise<Finished> }> {
+async function underWay(bench: Bench, words: string): Promise<{ done: Promise<Finished> }> {
   const arrived = bench.relay.hold(/^POST \S*\/snapshots/);
   const done = bench.guest.run(`${bench.relay.environment} ${lockstepInGuest(words)} & echo $! >/run/pid; wait $!`);
   await Promise.race([arrived, done.then((result) => Promise.reject(new Error(`${words}: ended with ${result.code}: ${result.stdout}${result.stderr}`)))]);
-  expectEqual('frozen while the snapshot is made', await isFrozen(bench.guest), true);
   return { done };
+}
+
+async function frozen(bench: Bench, words: string): Promise<{ done: Promise<Finished> }> {
+  const run = await underWay(bench, `${words} --freeze-timeout 300`);
+  expectEqual('frozen while the snapshot is made', await isFrozen(bench.guest), true);
+  return run;
 }
 
 async function watchdogs(guest: GuestShell): Promise<string> {
@@ -126,26 +131,26 @@ export async function freezeNeverStays(context: Context): Promise<void> {
   const bench = await prepare(context, 'ext4');
   const { guest, relay } = bench;
 
-  const killed = await frozen(bench, 'snapshot g/vol@killed --freeze /media --freeze-timeout 300');
+  const killed = await frozen(bench, 'snapshot g/vol@killed --freeze /media');
   await guest.succeed('kill -KILL $(cat /run/pid)');
   await expectOver(bench, 'the CLI was killed with SIGKILL');
   relay.release();
   await killed.done;
 
-  const told = await frozen(bench, "snapshot g/vol@told --freeze /media --freeze-timeout 300 --exec-after 'echo $LOCKSTEP_RESULT >/run/result'");
+  const told = await frozen(bench, "snapshot g/vol@told --freeze /media --exec-after 'echo $LOCKSTEP_RESULT >/run/result'");
   await guest.succeed('kill -TERM $(cat /run/pid)');
   expectEnd(await told.done, 143, /interrupted/, 'SIGTERM');
   await expectOver(bench, 'the CLI was sent SIGTERM');
   expectEqual('what --exec-after was told', (await guest.succeed('cat /run/result')).trim(), 'failed');
   relay.release();
 
-  const late = await frozen(bench, 'snapshot g/vol@late --freeze /media --freeze-timeout 2');
+  const late = await underWay(bench, 'snapshot g/vol@late --freeze /media --freeze-timeout 5');
   await expectOver(bench, 'the time was over');
   relay.release();
-  expectEnd(await late.done, 1, /thawed after 2 s.*was made at LSN \d+, but perhaps not while everything was frozen: remove it/, '--freeze-timeout');
+  expectEnd(await late.done, 1, /thawed after 5 s.*was made at LSN \d+, but perhaps not while everything was frozen: remove it/, '--freeze-timeout');
 
   for (const [signal, words] of [['KILL', /the watchdog of \/media was ended by SIGKILL, and \/media was thawed/], ['TERM', /was thawed because its watchdog was sent a signal/]] as const) {
-    const orphaned = await frozen(bench, `snapshot g/vol@orphaned-${signal} --freeze /media --freeze-timeout 300`);
+    const orphaned = await frozen(bench, `snapshot g/vol@orphaned-${signal} --freeze /media`);
     await guest.succeed(`kill -${signal} ${await watchdogs(guest)}`);
     await expectOver(bench, `the watchdog was sent SIG${signal}`);
     relay.release();
