@@ -22,6 +22,7 @@ export class DiffTask implements MapTask {
   readonly optional = true;
   readonly roots: readonly MapRoot[];
   neededNode = 0;
+  progress = 0;
   private index = 0;
   private diff: MapDiff | undefined;
   private block = 0;
@@ -40,7 +41,9 @@ export class DiffTask implements MapTask {
     const { before, after } = this.pairs[this.index];
     const end = Math.max(before.sizeBlocks, after.sizeBlocks);
     this.diff ??= new MapDiff(this.map, before, after);
+    const from = this.block;
     this.block = this.diff.run(this.block, end, this.count, Math.max(budget, BUDGET_MIN));
+    this.progress += this.block - from;
     if (this.block === end) {
       this.index++;
       this.block = 0;

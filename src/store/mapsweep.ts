@@ -114,6 +114,8 @@ class SpanList {
 export class MapSweep {
   /** After `needed`: the node without body (BlockMap.diskRefOf, load). */
   neededNode = 0;
+  /** Nodes looked at. */
+  visited = 0;
   /** After `place`. */
   placeBlock = 0;
   /** Blocks in use, per root; complete at the end of a sweep that skipped nothing. */
@@ -216,6 +218,7 @@ export class MapSweep {
         above!.child[at] = child === 0 ? 0 : part.add(child, above!.trees[at], above!.root[at]) + 1;
       }
       this.index++;
+      this.visited++;
     }
     this.filling = false;
     this.index = 0;
@@ -261,6 +264,7 @@ export class MapSweep {
 
   private visitLeaf(index: number, firstBlock: number, visitor: WalkVisitor): void {
     const list = this.lists[0];
+    this.visited++;
     this.map.leaves.expand(list.handles[index], this.content);
     visitor.leaf(firstBlock, list.trees[index], list.root[index]);
     const { layers } = this.content;

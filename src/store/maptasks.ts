@@ -35,6 +35,8 @@ export interface MapTask {
   /** Not worth memory: cut off when map memory is far above its limit. */
   readonly optional: boolean;
   neededNode: number;
+  /** Grows with every node that is done with. */
+  readonly progress: number;
   /** Looks at about `budget` nodes: 128 must take well below 0.1 ms. */
   step(budget: number): StepResult;
   /** Last call, exactly once, also when it was cut off: then `problem` says why. The roots are still there. */
@@ -58,6 +60,8 @@ const SLICE = 128;
 const EVICT_STEPS = 512;
 /** Optional tasks are cut off when map memory is above twice its limit and this. */
 const SLACK_BYTES = 1024 * 1024;
+/** Nodes loaded without any progress: they are paged out again before all that are needed together are there. */
+const LOADS_IN_VAIN = 500;
 /** Tasks at a time; more are refused. */
 export const MAX_MAP_TASKS = 16;
 
@@ -71,6 +75,9 @@ export class MapTasks {
   private readonly tasks: MapTask[] = [];
   private timer = false;
   private loading = false;
+  /** Loads since the task at the head of the line had this progress. */
+  private loads = 0;
+  private loadedAt = -1;
   private closed = false;
   /** Steps since start, the time that they took, and the longest one. */
   steps = 0;
@@ -115,8 +122,8 @@ export class MapTasks {
     });
   }
 
-  /** One step of the first task, which then goes to the end of the line. */
-  private step(): void {
+  /** One step of the first task, which then goes to the end of the line; `loaded`: a node came for it just now. */
+  private step(loaded = false): void {
     if (this.closed || this.loading || this.tasks.length === 0) return;
     const { io } = this.reactor;
     const begun = io.nowUs();
@@ -141,7 +148,10 @@ export class MapTasks {
         this.schedule(this.options.pauseUs);
         return;
       case Step.needed:
-        this.load(task);
+        // At the head of the line: what was loaded must not be paged out again before it was looked at.
+        this.tasks.unshift(task);
+        if (loaded) this.schedule(this.options.pauseUs / 8);
+        else this.load(task);
         return;
       case Step.end:
         this.finish(task, undefined);
@@ -158,22 +168,26 @@ export class MapTasks {
     if (map.memoryBytes > this.memoryLimit) map.evict(this.memoryLimit, EVICT_STEPS);
   }
 
+  /** Loads what the task at the head of the line needs, and goes on with it. */
   private load(task: MapTask): void {
+    this.loads = this.loadedAt === task.progress ? this.loads + 1 : 0;
+    this.loadedAt = task.progress;
+    if (this.loads > LOADS_IN_VAIN) {
+      this.giveUp('the memory for maps is too small: nodes go to the disk before they were looked at');
+      return;
+    }
     this.loading = true;
-    // At the head of the line: the node must not be paged out again before it was looked at.
-    this.tasks.unshift(task);
     loadNode(this.store.map, this.mapFile, task.neededNode, () => !this.closed, (error) => {
       this.loading = false;
-      if (this.closed) {
-        this.endAll();
-        return;
-      }
-      if (error !== undefined) {
-        this.tasks.shift();
-        this.finish(task, error.message);
-      }
-      this.schedule(this.options.pauseUs / 8);
+      if (this.closed) this.endAll();
+      else if (error !== undefined) this.giveUp(error.message);
+      else this.step(true);
     });
+  }
+
+  private giveUp(problem: string): void {
+    this.finish(this.tasks.shift()!, problem);
+    this.schedule(this.options.pauseUs);
   }
 
   private finish(task: MapTask, problem: string | undefined): void {

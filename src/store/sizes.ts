@@ -102,6 +102,10 @@ export class SizeTask implements MapTask {
     this.owners = new Owners(roots.length);
   }
 
+  get progress(): number {
+    return this.sweep.visited;
+  }
+
   step(budget: number): StepResult {
     for (let left = budget; left > 0; left = this.sweep.budget) {
       switch (this.sweep.step(left, this.owners)) {
