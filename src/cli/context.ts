@@ -4,6 +4,7 @@
  * --json, people's words otherwise; errors go to standard error in both.
  */
 
+import type { Readable, Writable } from 'node:stream';
 import { OperatorError } from '../base/errors.js';
 import { parseExportName } from '../base/names.js';
 import { ControlClient, ControlError } from '../control/client.js';
@@ -35,6 +36,8 @@ export interface Streams {
    * `interrupted`, and the command ends by itself. (A second SIGINT still ends the process.)
    */
   readonly hold?: () => () => void;
+  /** Gives standard input and output to the caller as byte streams; `out` must not be used afterwards. Absent: there are none. */
+  readonly takePipe?: () => { readonly input: Readable; readonly output: Writable };
   /** In place of this machine's kernel. */
   readonly attachSystem?: AttachSystem;
   /** In place of this machine's mounts and processes. */

@@ -40,7 +40,11 @@ function hold(): () => void {
 process.stdout.on('error', outputFailed);
 process.stderr.on('error', () => process.exit(1));
 
+/** Set when a command speaks with another program over standard output, and judges by itself what its end means. */
+let piped = false;
+
 function outputFailed(error: NodeJS.ErrnoException): void {
+  if (piped) return;
   // `lockstep journal dump g | head`: the reader has what it wanted.
   if (error.code === 'EPIPE') process.exit(0);
   process.stderr.write(`lockstep: cannot write the output: ${error.message}\n`, () => process.exit(1));
@@ -54,11 +58,15 @@ const code = await runCommandLine(process.argv.slice(2), {
   env: process.env,
   interrupted: interrupt.signal,
   hold,
+  takePipe: () => {
+    piped = true;
+    return { input: process.stdin, output: process.stdout };
+  },
 });
 // A write to a pipe is only queued; exit would cut it off. The callbacks run when all before them is out. A stream
 // that failed calls back too, and says so through `outputFailed`.
 const exitCode = code === 0 || interruptedWith === 0 ? code : interruptedWith;
 process.exitCode = exitCode;
 process.stdout.write('', (failed) => {
-  if (failed === undefined || failed === null) process.stderr.write('', () => process.exit(exitCode));
+  if (failed === undefined || failed === null || piped) process.stderr.write('', () => process.exit(exitCode));
 });

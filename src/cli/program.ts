@@ -9,6 +9,7 @@ import { registerAttachment } from './commands/attach.js';
 import { registerInspection } from './commands/inspect.js';
 import { registerAssigns } from './commands/assign.js';
 import { registerOperations } from './commands/operations.js';
+import { registerReconciliation } from './commands/reconcile.js';
 import { Context, DEFAULT_SOCKET, EXIT_OK, EXIT_OPERATOR } from './context.js';
 import type { GlobalOptions, Streams } from './context.js';
 import { runWatchdog } from './watchdog.js';
@@ -45,6 +46,7 @@ export async function runCommandLine(argv: readonly string[], streams: Streams):
   registerOperations(program, register);
   registerAssigns(program, register);
   registerAttachment(program, register);
+  registerReconciliation(program, register);
   // Started by `snapshot --freeze`; nobody's to type. The mount point is there for ps.
   program.command('freeze-watchdog <mountpoint>', { hidden: true })
     .requiredOption('--timeout <seconds>', 'thaw after this time')

@@ -7,8 +7,7 @@
  */
 
 import type { Command } from 'commander';
-import type { Address } from '../../base/address.js';
-import { formatAddress, parseAddress } from '../../base/address.js';
+import { formatAddress } from '../../base/address.js';
 import { OperatorError } from '../../base/errors.js';
 import { formatSize } from '../../base/units.js';
 import type { Io } from '../../io/io.js';
@@ -22,6 +21,7 @@ import { DEVICE_PATHS, backendOf, backends, deviceIndex, devicePath, flushUnused
 import type { DevicePaths } from '../nbd-devices.js';
 import { HANDSHAKE_ARENA_BYTES, shakeHands } from '../nbd-handshake.js';
 import type { Connection } from '../nbd-handshake.js';
+import { serverAddress } from '../nbd-server.js';
 import type { Register } from '../program.js';
 
 /** What attach needs of the machine; tests bring their own kernel. */
@@ -163,21 +163,6 @@ function checkTarget(system: AttachSystem, kernel: Pick<NbdNetlink, 'status'>, i
     throw new OperatorError('nbd/busy', `${devicePath(index)} is attached already${what === undefined ? '' : ` to ${what}`}${again}`);
   }
   if (!connected && reconnect) throw new OperatorError('nbd/not-attached', `${devicePath(index)} is not attached; attach it without --reconnect`);
-}
-
-async function serverAddress(context: Context, words: string | undefined): Promise<Address> {
-  if (words !== undefined) return addressArgument(words, '--server');
-  const { listen, node } = await context.client.status();
-  // A Unix socket is faster than loopback TCP, and the daemon that answered is on this machine.
-  const chosen = listen.nbd.find((one) => one.startsWith('unix:')) ?? listen.nbd[0];
-  if (chosen === undefined) throw new OperatorError('server/unreachable', `node ${node} serves no NBD: its configuration has an empty nbd.listen`);
-  return addressArgument(chosen, 'the NBD address of the daemon');
-}
-
-function addressArgument(words: string, what: string): Address {
-  const address = parseAddress(words);
-  if (typeof address === 'string') throw new OperatorError('usage', `${what} ${JSON.stringify(words)} ${address}`);
-  return address;
 }
 
 /** The facts of all connections, which must be the same: else two servers, or two moments, were met. */
