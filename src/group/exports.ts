@@ -121,9 +121,30 @@ export class Exports {
     let pairs = 0;
     let at = offset;
     const end = offset + length;
+    /** False: `out` is full. */
+    const add = (endBlock: number, flags: number): boolean => {
+      const bytes = Math.min(end, endBlock * BLOCK_BYTES) - at;
+      if (pairs > 0 && out[2 * pairs - 1] === flags) {
+        out[2 * pairs - 2] += bytes;
+      } else {
+        if (2 * pairs === out.length) return false;
+        out[2 * pairs] = bytes;
+        out[2 * pairs + 1] = flags;
+        pairs++;
+      }
+      at += bytes;
+      return true;
+    };
+    const hole = ExtentFlag.hole | ExtentFlag.zero;
     const step = (): void => {
       while (at < end) {
         const first = blockOf(at);
+        // A terabyte of nothing must not cost the data thread a look at each of its blocks.
+        const zeros = reader.zeroRun(device, first);
+        if (zeros > 0) {
+          if (add(first + zeros, hole)) continue;
+          break;
+        }
         const count = Math.min(EXTENT_STEP, blockOf(end - 1) - first + 1);
         const missed = reader.resolve(device, first, count, this.layers);
         if (missed !== 0) {
@@ -134,20 +155,9 @@ export class Exports {
           return;
         }
         for (let i = 0; i < count; i++) {
-          const flags = this.layers[i] === 0 ? ExtentFlag.hole | ExtentFlag.zero : 0;
-          const bytes = Math.min(end, (first + i + 1) * BLOCK_BYTES) - at;
-          if (pairs > 0 && out[2 * pairs - 1] === flags) {
-            out[2 * pairs - 2] += bytes;
-          } else {
-            if (2 * pairs === out.length) {
-              done(pairs);
-              return;
-            }
-            out[2 * pairs] = bytes;
-            out[2 * pairs + 1] = flags;
-            pairs++;
-          }
-          at += bytes;
+          if (add(first + i + 1, this.layers[i] === 0 ? hole : 0)) continue;
+          done(pairs);
+          return;
         }
       }
       done(pairs);

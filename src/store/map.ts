@@ -209,6 +209,13 @@ export class BlockMap {
     return 0;
   }
 
+  /** How many blocks from `block` on the nodes above the leaves say to be zero; 0 = look at the leaf. A hole may go on behind them. */
+  zeroRun(root: MapRoot, block: number): number {
+    if (this.descend(root, Math.floor(block / LEAF_BLOCKS)) !== 0) return 0;
+    const span = spanBlocks(this.level);
+    return Math.min(root.sizeBlocks - block, span - (block % span));
+  }
+
   /**
    * Whether blocks from `first` to the end of the device may hold data. False is
    * certain; true may also mean that zeros were written, or that a node is paged out.

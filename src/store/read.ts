@@ -210,6 +210,11 @@ export class BlockReader {
     return this.store.map.resolve(device.root, first, count, out, 0);
   }
 
+  /** See BlockMap.zeroRun. */
+  zeroRun(device: StoredDevice, block: number): number {
+    return this.store.map.zeroRun(device.root, block);
+  }
+
   /** Fills `table` and `zeroRanges`. Returns 0, or the handle of a map node that has to be loaded. */
   private plan(device: StoredDevice, offset: number, length: number, buffer: number, hold: boolean): number {
     const { store, layersOf, table } = this;

@@ -114,6 +114,12 @@ export function compare(map: BlockMap, root: MapRoot, model: FlatDevice, files: 
   for (let i = 0; i < count; i++) {
     if (layers[i] !== model.layers[first + i]) throw new Error(`block ${first + i}: layer ${layers[i]}, should be ${model.layers[first + i]}`);
   }
+  for (let block = first; block < first + count; ) {
+    const run = map.zeroRun(root, block);
+    if (block + run > root.sizeBlocks) throw new Error(`block ${block}: ${run} zeros, behind the end of the device`);
+    for (let i = 0; i < run; i++) if (model.layers[block + i] !== 0) throw new Error(`block ${block + i}: is told to be zero, has layer ${model.layers[block + i]}`);
+    block += Math.max(run, 1);
+  }
   const firstRegion = first >>> 4;
   const regions = count === 0 ? 0 : ((first + count + 15) >>> 4) - firstRegion;
   const stamps = new Float64Array(regions);
