@@ -7,6 +7,7 @@ import { Arena } from '../../src/io/arena.js';
 import { Reactor } from '../../src/io/reactor.js';
 import { RealIo } from '../../src/io/real.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
+import type { GroupSizes } from '../../src/group/sizes.js';
 import { Random } from '../sim/random.js';
 import { Rig } from './walkrig.js';
 
@@ -32,6 +33,19 @@ t.test('on a real file system 1,000 removed snapshots leave the volume\'s own si
     for (let n = 0; n < 4; n++) rig.write('v', random.below(16_000), random.between(1, 4));
   }
   rig.settle();
+  // What the removal of all snapshots will give back is what only they refer to: their own bytes say a part of it, for each alone.
+  let sizes: GroupSizes | undefined;
+  rig.group.content.sizes.ask((result) => {
+    if (result instanceof Error) throw result;
+    sizes = result;
+  });
+  rig.until(() => sizes !== undefined);
+  const { mapTasks } = rig.group.content;
+  t.comment(`sizes of ${sizes!.devices.length} devices: ${(sizes!.tookUs / 1000).toFixed(0)} ms, ${mapTasks.steps} steps, ${(mapTasks.stepUs / 1000).toFixed(0)} ms of the data thread, the longest ${mapTasks.longestStepUs.toFixed(0)} us`);
+  t.equal(sizes!.storedBytes, rig.neededBlocks * BLOCK);
+  const volume = sizes!.devices.find((device) => device.id === 1)!;
+  t.equal(volume.usedBytes, rig.model.get('v')!.tags.size * BLOCK);
+  t.equal(volume.ownBytes, [...rig.model.get('v')!.tags].filter(([block, tag]) => rig.model.get('v@s999')!.tags.get(block) !== tag).length * BLOCK);
   const before = du();
   const filesBefore = readdirSync(`${directory}/g/layers`).length;
   const { walker } = rig;
