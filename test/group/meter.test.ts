@@ -140,6 +140,33 @@ t.test('a comparison that is cut off leaves the bound', async (t) => {
   at.world.dispose();
 });
 
+t.test('operations that a rewind undoes are forgotten, and their comparisons end', async (t) => {
+  const at = machine(6);
+  const { rig } = at;
+  const { meter, content } = rig.group;
+  rig.create('v', 64 * MIB);
+  rig.write('v', 0, 10);
+  rig.snapshot('v', 'a');
+  rig.settle();
+  rig.write('v', 5, 1);
+  const kept = assign(rig, 'v', 'v@a');
+  const { position } = rig.group;
+  const undone = assign(rig, 'v', 'v@a');
+  perform(rig, { op: 'protect', devices: [2], on: true });
+  t.same([kept.state, undone.state], ['counting', 'counting']);
+  content.stop();
+  rig.until(() => content.quiet);
+  rig.group.reopen(position);
+  t.same([kept.state, undone.state], ['bound', 'bound']);
+  t.same(meter.operations.map(({ verb }) => verb), ['create', 'snapshot', 'restore']);
+  t.equal(content.store.held.size, 0);
+  const again = assign(rig, 'v', 'v@a');
+  rig.until(() => again.state === 'exact');
+  t.match(again, { lsn: undone.lsn, changedBytes: 0 });
+  t.equal(meter.find(again.lsn), again);
+  at.world.dispose();
+});
+
 /** Random work; every comparison must find what the model says. Returns how many were checked, and compactions meanwhile. */
 function randomRun(seed: number): { checked: number; compactions: number } {
   const random = new Random(seed);
