@@ -30,10 +30,13 @@ function bootId(): string {
   return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
 }
 
-/** Resolves when everything is open and served. Rejects with OperatorError, IoError, CorruptionError or a bug. */
-export async function runDaemon(config: Config, log: Log): Promise<Daemon> {
+/**
+ * Resolves when everything is open and served. `accepted`: groups whose unknown data are to be served all the same
+ * (group/place.ts). Rejects with OperatorError, IoError, CorruptionError or a bug.
+ */
+export async function runDaemon(config: Config, log: Log, accepted: ReadonlyMap<string, number> = new Map()): Promise<Daemon> {
   const { port1, port2 } = new MessageChannel();
-  const input: WorkerInput = { config, bootId: bootId(), control: port2 };
+  const input: WorkerInput = { config, bootId: bootId(), accepted, control: port2 };
   const worker = new Worker(new URL('./daemon/worker.js', import.meta.url), {
     workerData: input, transferList: [port2], name: 'lockstep-data', stdout: false, stderr: false,
   });

@@ -31,6 +31,7 @@ interface Options {
   readonly config?: string;
   readonly configHelp?: boolean;
   readonly checkConfig?: boolean;
+  readonly acceptInconsistent: readonly string[];
 }
 
 /** Runs to the end and returns the exit code. */
@@ -40,6 +41,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     .option('-c, --config <file>', 'the configuration, JSON')
     .option('--check-config', 'check the configuration and the secrets that it names, and end')
     .option('--config-help', 'print every key of the configuration with its default, and end')
+    .option('--accept-inconsistent <group@lsn>', 'serve a group whose volatile journal was lost, at the LSN that its refusal names (may be repeated)', (word: string, before: string[]) => [...before, word], [])
     .version(VERSION, '-V, --version')
     .exitOverride();
   try {
@@ -61,13 +63,22 @@ export async function main(argv: readonly string[]): Promise<number> {
       process.stdout.write(`${options.config} is a valid configuration of node ${config.node} with ${config.groups.length} group${config.groups.length === 1 ? '' : 's'}\n`);
       return EXIT_OK;
     }
-    return await serve(config, warnings);
+    return await serve(config, warnings, acceptedGroups(options.acceptInconsistent));
   } catch (error) {
     return explain(error);
   }
 }
 
-async function serve(config: Config, warnings: readonly string[]): Promise<number> {
+/** `GROUP@LSN` words. Throws OperatorError. */
+function acceptedGroups(words: readonly string[]): ReadonlyMap<string, number> {
+  return new Map(words.map((word) => {
+    const match = /^([^@]+)@(\d{1,15})$/.exec(word);
+    if (match === null) throw new OperatorError('usage', `--accept-inconsistent wants GROUP@LSN as the group's refusal names it (lockstep status), not ${JSON.stringify(word)}`);
+    return [match[1], Number(match[2])];
+  }));
+}
+
+async function serve(config: Config, warnings: readonly string[], accepted: ReadonlyMap<string, number>): Promise<number> {
   const log = openLog({ ...config.log, node: config.node });
   for (const warning of warnings) log.warn(warning);
   // Registered first: a signal during recovery is a clean stop too.
@@ -75,7 +86,7 @@ async function serve(config: Config, warnings: readonly string[]): Promise<numbe
   using lock = DirectoryLock.acquire(config.dataDirectory);
   if (lock.warning !== undefined) log.warn(lock.warning);
   log.info('starting', { version: VERSION, dataDirectory: config.dataDirectory });
-  const daemon = await Promise.race([runDaemon(config, log), signal]);
+  const daemon = await Promise.race([runDaemon(config, log, accepted), signal]);
   if (typeof daemon === 'string') {
     // Nothing is served yet, and recovery survives being cut off anywhere, as by a crash.
     log.info('stopped while starting', { signal: daemon });

@@ -6,6 +6,7 @@
  */
 
 import { showValue, valueAt } from '../base/values.js';
+import { normalize } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import type { z } from 'zod';
 import { formatAddress } from '../base/address.js';
@@ -73,6 +74,11 @@ function schemaAt(path: readonly PropertyKey[]): z.ZodType | undefined {
 function crossChecks(config: ConfigFile): string[] {
   const problems: string[] = [];
   duplicates(problems, config.groups.map((group) => group.name), (i) => `groups[${i}].name`);
+  const directories = config.groups.map((group) => normalize(group.journal.directory ?? `${config.dataDirectory}/groups/${group.name}/journal`).replace(/\/$/, ''));
+  config.groups.forEach((group, g) => {
+    const other = directories.findIndex((one, i) => i !== g && one === directories[g]);
+    if (group.journal.directory !== undefined && other >= 0) problems.push(`groups[${g}].journal.directory is that of the journal of groups[${other}]; give each group its own`);
+  });
   duplicates(problems, config.nbd.listen.filter((a) => a.kind === 'unix' || a.port !== 0).map(formatAddress), (i) => `nbd.listen[${i}]`);
   config.nbd.listen.forEach((listen, i) => {
     if (listen.kind === 'unix' && listen.path === config.control.socket) problems.push(`nbd.listen[${i}] is the same socket as control.socket; give each its own path`);
@@ -90,6 +96,9 @@ function crossChecks(config: ConfigFile): string[] {
         `${at}.journal.size must hold at least ${MIN_SEGMENTS} segments of journal.segmentSize: at least ${formatSize(MIN_SEGMENTS * segmentSize)}, ` +
           `not ${formatSize(size)}; or make journal.segmentSize smaller`,
       );
+    }
+    if (group.journal.volatile && group.journal.directory === undefined) {
+      problems.push(`${at}.journal.directory is missing; a volatile journal needs a directory of its own on a tmpfs, such as "/dev/shm/lockstep-${config.node}-${group.name}"`);
     }
     duplicates(problems, group.peers.map((peer) => peer.node), (i) => `${at}.peers[${i}].node`);
     group.peers.forEach((peer, p) => {

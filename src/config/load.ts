@@ -8,6 +8,7 @@
 import { readFileSync, statSync } from 'node:fs';
 import { OperatorError } from '../base/errors.js';
 import { checkConfig } from './explain.js';
+import { checkJournalDirectory } from './journal-directory.js';
 import type { Config, ConfigFile } from './schema.js';
 
 /** Shortest secret in bytes (256 bits). */
@@ -21,7 +22,7 @@ export interface Loaded {
   readonly warnings: readonly string[];
 }
 
-/** Throws OperatorError with codes `config/unreadable`, `config/syntax`, `config/invalid`, `config/secret`. */
+/** Throws OperatorError with codes `config/unreadable`, `config/syntax`, `config/invalid`, `config/secret`, `config/journal`. */
 export function loadConfig(path: string): Loaded {
   const file = parseConfigText(readLimited(path, MAX_CONFIG_BYTES, 'config/unreadable', 'the configuration'), path);
   const problems: string[] = [];
@@ -34,6 +35,8 @@ export function loadConfig(path: string): Loaded {
     })),
   }));
   if (problems.length > 0) throw new OperatorError('config/secret', listed(path, problems));
+  file.groups.forEach((group, g) => checkJournalDirectory(group.journal, `groups[${g}]`, problems, warnings));
+  if (problems.length > 0) throw new OperatorError('config/journal', listed(path, problems));
   return { config: { ...file, groups }, warnings: [...new Set(warnings)] };
 }
 

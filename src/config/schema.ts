@@ -46,6 +46,10 @@ function seconds(min: number, max: number, description: string) {
   return z.number().min(min).max(max).meta({ must: `a number of seconds, from ${min} to ${max}`, description });
 }
 
+function flag(description: string) {
+  return z.boolean().meta({ must: 'true or false', description });
+}
+
 function absolutePath(description: string) {
   return z
     .string()
@@ -128,6 +132,8 @@ const Journal = z.strictObject({
   segmentSize: size({ min: 8 * MIB, max: 4 * GIB, multiple: MIB }, `size of one segment file; the journal has at least ${MIN_SEGMENTS}`).default(64 * MIB),
   syncBytes: size({ min: 64 * KIB, max: 16 * GIB }, 'the journal is made durable at the latest after this many appended bytes').default(512 * MIB),
   syncMilliseconds: integer(1, 60_000, 'milliseconds', 'and at the latest after this time').default(1000),
+  directory: absolutePath('where the journal lies, for this group alone; without it in the data directory; made if it is missing').optional(),
+  volatile: flag('the journal is in memory (journal.directory on a tmpfs): it survives the daemon, not the power; FLUSH waits for the data to be in place; read "Volatile journal" below first').default(false),
 });
 
 const Store = z.strictObject({

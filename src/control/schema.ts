@@ -302,6 +302,10 @@ export const GroupStatus = z.object({
     segments: z.number().int(),
     /** Why writers wait, naming who retains the journal; null when they do not. */
     stalled: z.string().nullable(),
+    /** It lies in memory. */
+    volatile: z.boolean(),
+    /** What a power loss now would take; of a volatile journal: and make all data of the node unknown. */
+    atRiskBytes: z.number(),
   }),
   destage: z.object({
     pendingBlocks: z.number(),

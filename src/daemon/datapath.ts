@@ -8,11 +8,12 @@
 
 import type { Address } from '../base/address.js';
 import { formatAddress } from '../base/address.js';
-import { CorruptionError, IoError } from '../base/errors.js';
+import { CorruptionError, IoError, OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import { KIB, MIB } from '../base/units.js';
 import type { Config, GroupConfig } from '../config/schema.js';
 import { NodeBlocks } from '../group/blocks.js';
+import { isRefusal } from '../group/place.js';
 import { Group } from '../group/group.js';
 import type { GroupOptions } from '../group/group.js';
 import { warmUpMarkers } from '../group/record.js';
@@ -63,6 +64,8 @@ export interface Surroundings {
   readonly bootId: string;
   readonly space: (path: string) => SpaceStat;
   readonly scale?: Scale;
+  /** Groups whose data an operator accepts as they are, and from which LSN on (group/place.ts). */
+  readonly accepted?: ReadonlyMap<string, number>;
   /** False: no NBD listeners (simulations that submit requests themselves). */
   readonly serveNbd?: boolean;
 }
@@ -71,6 +74,8 @@ export interface Surroundings {
 export interface BrokenGroup {
   readonly name: string;
   readonly problem: string;
+  /** The problem says what to do. */
+  readonly refused: boolean;
 }
 
 export class DataPath {
@@ -99,6 +104,9 @@ export class DataPath {
 
   /** Opens everything; blocking. A group that cannot be opened is reported in `broken`. Throws OperatorError for listeners, and when the arena is too small. */
   static open(reactor: Reactor, config: Config, log: Log, surroundings: Surroundings): DataPath {
+    for (const name of surroundings.accepted?.keys() ?? []) {
+      if (!config.groups.some((group) => group.name === name)) throw new OperatorError('usage', `--accept-inconsistent names ${name}, and the configuration has no such group`);
+    }
     // Each by itself: a directory that exists may not have a durable name yet.
     mkdirs(reactor.io, config.dataDirectory);
     mkdirs(reactor.io, `${config.dataDirectory}/groups`);
@@ -119,15 +127,19 @@ export class DataPath {
       mkdirs(this.reactor.io, directory);
       this.blocks.add(Group.open(this.reactor, this.groupOptions(group, directory, scale), this.blocks.requests, log));
     } catch (error) {
-      if (!(error instanceof CorruptionError) && !(error instanceof IoError)) throw error;
-      this.broken.push({ name: group.name, problem: error.message });
+      const refused = isRefusal(error);
+      if (!refused && !(error instanceof CorruptionError) && !(error instanceof IoError)) throw error;
+      this.broken.push({ name: group.name, problem: error.message, refused });
       log.error(`cannot be opened and is not served: ${error.message}`);
     }
   }
 
   private groupOptions(group: GroupConfig, directory: string, scale: Scale): GroupOptions {
     const maxSegments = Math.floor(group.journal.size / group.journal.segmentSize);
+    const acceptedLsn = this.surroundings.accepted?.get(group.name);
     return {
+      ...(group.journal.directory === undefined ? {} : { journalDirectory: group.journal.directory }),
+      ...(acceptedLsn === undefined ? {} : { acceptedLsn }),
       name: group.name,
       node: this.config.node,
       directory,
@@ -139,7 +151,7 @@ export class DataPath {
       space: this.surroundings.space,
       journal: {
         segmentBytes: group.journal.segmentSize, maxSegments, syncBytes: Math.min(group.journal.syncBytes, group.journal.size * scale.syncFraction), syncUs: group.journal.syncMilliseconds * 1000,
-        maxBatchPayload: scale.maxBatchPayload,
+        maxBatchPayload: scale.maxBatchPayload, volatile: group.journal.volatile,
       },
       destager: {
         startBytes: group.journal.size * scale.destageFraction, startUs: scale.destageUs,

@@ -64,7 +64,7 @@ export function groupStatus(path: DataPath, group: Group): GroupStatus {
       appended: journal.appendedLsn, durable: journal.durableLsn, applied: group.appliedLsn, stable: group.stableLsn,
       checkpoint: checkpointer.committedAt.lsn, lowWater: Math.min(checkpointer.lowWater.lsn, group.retainedLsn()),
     },
-    journal: { sizeBytes: pool.maxSegments * pool.segmentBytes, usedBytes: used, segments: pool.fileCount, stalled },
+    journal: { sizeBytes: pool.maxSegments * pool.segmentBytes, usedBytes: used, segments: pool.fileCount, stalled, volatile: journal.volatile, atRiskBytes: journal.appendedLsn - journal.durableLsn },
     destage: {
       pendingBlocks: store.pending.blocks, pendingBytes: store.pending.blocks * BLOCK_BYTES, roundsDone: destager.roundsDone,
       behindBytes: group.appliedLsn - group.content.destagedLsn,
@@ -82,7 +82,7 @@ function nothing(path: DataPath, name: string): Pick<GroupStatus, 'epoch' | 'lsn
   return {
     epoch: { number: 0, id: '', lossless: true },
     lsn: { appended: 0, durable: 0, applied: 0, stable: 0, checkpoint: 0, lowWater: 0 },
-    journal: { sizeBytes: config?.journal.size ?? 0, usedBytes: 0, segments: 0, stalled: null },
+    journal: { sizeBytes: config?.journal.size ?? 0, usedBytes: 0, segments: 0, stalled: null, volatile: config?.journal.volatile ?? false, atRiskBytes: 0 },
     destage: { pendingBlocks: 0, pendingBytes: 0, roundsDone: 0, behindBytes: 0 },
     store: {
       mapBytes: 0, mapLimitBytes: config?.store.mapMemory ?? 0, metadataBytesWritten: 0, layers: 0, replaySecondsEstimate: 0, freeBytes: 0, admission: 'open',
@@ -93,7 +93,7 @@ function nothing(path: DataPath, name: string): Pick<GroupStatus, 'epoch' | 'lsn
 function brokenStatus(path: DataPath, broken: BrokenGroup): GroupStatus {
   return {
     name: broken.name, role: 'stopped', roleReason: broken.problem, links: [], operations: meteredSums(new Meter()), devices: [],
-    errors: [`cannot be opened: ${broken.problem}. Its files were left as they are: restore them, or build this node anew from a healthy one (README, "Rebuild a secondary")`],
+    errors: broken.refused ? [broken.problem] : [`cannot be opened: ${broken.problem}. Its files were left as they are: restore them, or build this node anew from a healthy one (README, "Rebuild a secondary")`],
     ...nothing(path, broken.name),
   };
 }

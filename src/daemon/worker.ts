@@ -26,6 +26,7 @@ import { DataPath } from './datapath.js';
 export interface WorkerInput {
   readonly config: Config;
   readonly bootId: string;
+  readonly accepted: ReadonlyMap<string, number>;
   readonly control: MessagePort;
 }
 
@@ -63,7 +64,7 @@ function run(input: WorkerInput): void {
   const io = RealIo.create({ arenaBytes: config.dataPath.arena });
   const reactor = new Reactor(io, new Arena(io), { spinUs: config.dataPath.spinUs });
   post({ kind: 'wake', fd: io.wakeFd });
-  const path = DataPath.open(reactor, config, log, { bootId: input.bootId, space });
+  const path = DataPath.open(reactor, config, log, { bootId: input.bootId, accepted: input.accepted, space });
   const commands = new Commands(path, Date.now());
 
   const reply = (envelope: ReplyEnvelope): void => input.control.postMessage(envelope);

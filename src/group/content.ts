@@ -6,7 +6,7 @@
  * what may be released. Must not know: roles, requests, links.
  *
  *     state.json          statefile.ts
- *     journal/segment-*   journal/
+ *     journal/segment-*   journal/, unless it lies elsewhere (place.ts)
  *     map-*               store/mapfile.ts
  *     checkpoint-0, -1    store/slot.ts
  *     layers/device-*     store/layers.ts
@@ -33,17 +33,20 @@ import type { MapTaskOptions } from '../store/maptasks.js';
 import { NODE_READS_ARENA_BYTES, NodeReads } from '../store/nodereads.js';
 import { BlockReader } from '../store/read.js';
 import { createSlots, encodeSlot, findSlot, slotPath } from '../store/slot.js';
+import type { FoundSlot, SlotBody } from '../store/slot.js';
 import { Store } from '../store/store.js';
 import { DEFAULT_WALKER, Walker } from '../store/walker.js';
 import type { WalkerOptions } from '../store/walker.js';
 import { Core } from './core.js';
 import type { CoreState } from './core.js';
 import { CacheReads } from './caching.js';
+import { claim, journalDirectoryOf, removeSegments } from './place.js';
+import type { Opening, PlaceOptions } from './place.js';
 import { Sizes } from './sizes.js';
+import { VolatileRounds } from './volatile.js';
 
-export interface ContentOptions {
+export interface ContentOptions extends PlaceOptions {
   readonly node: string;
-  readonly directory: string;
   readonly groupId: string;
   readonly journal: Omit<JournalOptions, 'directory' | 'groupId'>;
   readonly destager: DestagerOptions;
@@ -77,6 +80,8 @@ export interface JournalExtent {
   readonly until?: Position;
   /** This node noted that everything below was durable. */
   readonly knownDurableLsn?: number;
+  /** Not from the journal: it begins at the checkpoint. */
+  readonly opening?: Opening;
 }
 
 export interface Recovered {
@@ -99,6 +104,8 @@ export class Content {
   readonly mapTasks: MapTasks;
   readonly sizes: Sizes;
   readonly caching: CacheReads;
+  /** How a group with a volatile journal becomes durable. */
+  readonly rounds: VolatileRounds | undefined;
   /** SINK_BYTES of arena that anything may be read into and nothing is read from. */
   readonly sink: number;
   /** Two blocks for the edges of one request, so that it needs no other memory. */
@@ -122,25 +129,28 @@ export class Content {
     this.sink = reactor.arena.alloc(SINK_BYTES);
     this.spareBlocks = [reactor.arena.alloc(BLOCK_BYTES), reactor.arena.alloc(BLOCK_BYTES)];
     assert(this.sink >= 0 && this.spareBlocks[1] >= 0, 'no arena room for a group');
-    this.journal = new Journal(reactor, { ...options.journal, directory: `${options.directory}/journal`, groupId: options.groupId });
+    this.journal = new Journal(reactor, { ...options.journal, directory: journalDirectoryOf(options), groupId: options.groupId });
     this.destaged = lowWater;
     this.longestFileBytes = longestFileBytes(reactor.io, `${options.directory}/layers`);
     this.lastCheckpointUs = reactor.nowUs;
     this.reader = new BlockReader(reactor, this.store, this.journal.pool, (bit) => this.checkpointer.file(bit));
     this.caching = new CacheReads(this.store, this.reader, this.sink, SINK_BYTES);
-    this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, options.destager, lowWater);
+    this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, { ...options.destager, whole: this.journal.volatile }, lowWater);
     this.checkpointer = new Checkpointer(reactor, this.store, { ...options.checkpointer, directory: options.directory, groupId: options.groupId }, file, sequence, at, lowWater);
     this.walker = new Walker(reactor, this.store, this.reader, this.checkpointer, { ...DEFAULT_WALKER, ...options.walker }, () => this.destager.jobsInFlight);
     this.mapTasks = new MapTasks(reactor, this.store, (bit) => this.checkpointer.file(bit), options.mapMemoryBytes, options.mapTasks ?? DEFAULT_MAP_TASKS);
     this.sizes = new Sizes(reactor, this);
     this.checkpointer.onCommitted = (maps) => this.walker.offer(maps);
     this.walker.onWanted = () => this.requestCheckpoint();
-    this.destager.onWaiting = (lsn) => this.journal.sync(lsn);
+    const rounds = this.journal.volatile ? new VolatileRounds(reactor, this) : undefined;
+    this.rounds = rounds;
+    this.destager.onWaiting = (lsn) => (rounds === undefined ? this.journal.sync(lsn) : rounds.sealed());
     this.checkpointer.onWaiting = (lsn) => this.journal.sync(lsn);
     this.destager.onRound = (end) => {
-      // A round that frees no segment is not worth a checkpoint of its own.
-      if (end.lsn - this.checkpointer.lowWater.lsn >= options.journal.segmentBytes) this.checkpointWanted = true;
       this.destaged = end;
+      // A round that frees no segment is not worth a checkpoint of its own.
+      if (rounds !== undefined) rounds.written(end.lsn);
+      else if (end.lsn - this.checkpointer.lowWater.lsn >= options.journal.segmentBytes) this.checkpointWanted = true;
     };
   }
 
@@ -150,8 +160,9 @@ export class Content {
     const { directory } = options;
     // A secondary comes here while clients of other groups use the arena: it tries again later then.
     if (reactor.arena.largestFree < contentArenaBytes(options)) throw new IoError(Errno.ENOMEM, 'find memory for', directory);
-    for (const name of ['journal', 'layers']) mkdirs(io, `${directory}/${name}`);
-    removeLeftovers(reactor, directory);
+    mkdirs(io, `${directory}/layers`);
+    claim(reactor, options);
+    removeLeftovers(reactor, options);
     const nodeReads = new NodeReads(reactor);
     const file = closing(nodeReads, () => MapFile.create(nodeReads, directory, 1, options.groupId));
     const core = openCore(reactor, options, () => content);
@@ -164,7 +175,7 @@ export class Content {
       groupId: options.groupId, at: ZERO, lowWater: ZERO, mapFile: 1, mapLength: file.length, nextLayer: 1, layers: [], devices: [], group: core.state(),
     });
     writeNow(reactor, slotPath(directory, 1), slot);
-    must(io.syncDirectory(`${directory}/journal`), 'fsync', `${directory}/journal`);
+    must(io.syncDirectory(content.journal.options.directory), 'fsync', content.journal.options.directory);
     must(io.syncDirectory(directory), 'fsync', directory);
     return content;
   }
@@ -179,8 +190,10 @@ export class Content {
     const { directory } = options;
     const found = findSlot(io, directory);
     if (found === undefined) throw new CorruptionError(`${directory}/checkpoint-0`, 0, 'there is no checkpoint, although the group was created');
-    const { sequence, body } = found.slot;
+    let { sequence, body } = found.slot;
     if (body.groupId !== options.groupId) throw new CorruptionError(slotPath(directory, sequence), 0, `this checkpoint belongs to group ${body.groupId}, not to ${options.groupId}`);
+    if (extent.opening !== undefined) claim(reactor, options);
+    if (extent.opening === 'accepted') ({ sequence, body } = leaveHistory(reactor, directory, found.slot));
     const nodeReads = new NodeReads(reactor);
     const file = closing(nodeReads, () => MapFile.open(nodeReads, directory, body.mapFile, options.groupId, body.mapLength));
     const core = openCore(reactor, options, () => content);
@@ -189,7 +202,8 @@ export class Content {
       content.store.layers.restore(body.nextLayer, body.layers);
       content.store.restore(body.devices);
       core.restore(body.group as CoreState);
-      content.replay(body.at, body.lowWater, extent);
+      if ((extent.opening ?? 'journal') === 'journal') content.replay(body.at, body.lowWater, extent);
+      else content.beginAnew(body.at);
       content.checkpointer.foundFiles(MapFile.numbers(io, directory), found.older?.body.mapFile);
       content.recovered = { ...content.recovered, damagedSlot: found.damaged, staleFiles: content.store.layers.reconcile() };
     } catch (error) {
@@ -219,10 +233,21 @@ export class Content {
         if (this.applyProblem !== undefined) applied = { lsn, ...chainBefore(this.reactor, header) };
       },
     });
+    // What a volatile journal holds is durable by the checkpoint alone.
+    if (journal.volatile) journal.setPosition(result.end, at.lsn);
     this.stoppedAt = applied;
     this.recovered = { ...this.recovered, batches: result.batches, tornAt: result.tornAt };
     const epoch = core.epoch;
     if (epoch !== undefined) journal.setEpoch(epoch);
+  }
+
+  /** Without a journal: the checkpoint has everything below `at`, and the history goes on from there. */
+  private beginAnew(at: Position): void {
+    const { journal, core } = this;
+    removeSegments(this.reactor.io, journal.options.directory);
+    journal.create(at, core.epoch ?? { number: 0, id: '0'.repeat(32) });
+    must(this.reactor.io.fdatasync(journal.pool.current.fd), 'fdatasync', journal.pool.current.path);
+    must(this.reactor.io.syncDirectory(journal.options.directory), 'fsync', journal.options.directory);
   }
 
   /** Behind the last batch that was executed. */
@@ -256,18 +281,16 @@ export class Content {
    */
   poll(stable: number, retained: number): void {
     if (this.closing) return;
+    const { checkpointer, store, rounds } = this;
     this.journal.poll();
-    this.destager.poll(stable);
-    const { checkpointer, store } = this;
-    checkpointer.poll(stable);
-    this.walker.poll(this.appliedLsn === checkpointer.committedAt.lsn);
-    if (!checkpointer.busy && this.checkpointDue()) {
-      this.checkpointWanted = false;
-      this.lastCheckpointUs = this.reactor.nowUs;
-      // Nothing pending: all that was applied is in the files, though no round ended here.
-      if (store.pending.blocks === 0) this.destaged = this.appliedPosition;
-      checkpointer.begin({ at: this.appliedPosition, lowWater: this.destaged, group: this.core.state() });
+    if (rounds === undefined) {
+      this.destager.poll(stable);
+      checkpointer.poll(stable);
+    } else {
+      rounds.poll(stable);
     }
+    this.walker.poll(this.appliedLsn === checkpointer.committedAt.lsn);
+    if (rounds === undefined && !checkpointer.busy && this.checkpointDue()) this.beginCheckpoint();
     this.journal.pool.releaseBelow(Math.min(checkpointer.lowWater.lsn, retained));
     if (store.map.reclaim(RECLAIM_PER_TICK)) this.reactor.again();
     if (store.map.memoryBytes > this.options.mapMemoryBytes && !store.map.evict(this.options.mapMemoryBytes, EVICT_STEPS_PER_TICK)) {
@@ -276,7 +299,17 @@ export class Content {
     }
   }
 
-  private checkpointDue(): boolean {
+  /** Of this instant. Of a volatile group it is committed only when all below is destaged: then it needs no journal. */
+  beginCheckpoint(): void {
+    this.checkpointWanted = false;
+    this.lastCheckpointUs = this.reactor.nowUs;
+    const at = this.appliedPosition;
+    // Nothing pending: all that was applied is in the files, though no round ended here.
+    if (this.store.pending.blocks === 0) this.destaged = at;
+    this.checkpointer.begin({ at, lowWater: this.rounds === undefined ? this.destaged : at, group: this.core.state() });
+  }
+
+  checkpointDue(): boolean {
     const since = this.appliedLsn - this.checkpointer.committedAt.lsn;
     if (this.checkpointWanted) return true;
     if (since === 0) return false;
@@ -342,12 +375,24 @@ function chainBefore(reactor: Reactor, header: number): { chainHi: number; chain
 }
 
 /** A creation that was cut off left files behind; nothing in them was ever acknowledged. */
-function removeLeftovers(reactor: Reactor, directory: string): void {
+function removeLeftovers(reactor: Reactor, options: ContentOptions): void {
   const { io } = reactor;
+  const { directory } = options;
   for (const name of ['checkpoint-0', 'checkpoint-1']) io.unlink(`${directory}/${name}`);
-  for (const part of ['journal', 'layers']) {
-    for (const name of io.list(`${directory}/${part}`)) must(io.unlink(`${directory}/${part}/${name}`), 'remove', `${directory}/${part}/${name}`);
-  }
+  removeSegments(io, journalDirectoryOf(options));
+  for (const name of io.list(`${directory}/layers`)) must(io.unlink(`${directory}/layers/${name}`), 'remove', `${directory}/layers/${name}`);
+}
+
+/**
+ * The content is not what the history says at this position, and no node shall take it for that: the position gets
+ * another chain, which no other node has. In both slots, durably: the old chain must not come back. Throws IoError.
+ */
+function leaveHistory(reactor: Reactor, directory: string, slot: FoundSlot): FoundSlot {
+  const random = new DataView(reactor.io.randomBytes(8).buffer);
+  const at: Position = { lsn: slot.body.at.lsn, chainHi: random.getUint32(0, true), chainLo: random.getUint32(4, true) };
+  const body: SlotBody = { ...slot.body, at, lowWater: at };
+  for (const sequence of [slot.sequence + 1, slot.sequence + 2]) writeNow(reactor, slotPath(directory, sequence), encodeSlot(sequence, body));
+  return { sequence: slot.sequence + 2, body };
 }
 
 function writeNow(reactor: Reactor, path: string, bytes: Uint8Array): void {

@@ -16,6 +16,7 @@ import type { Reactor } from '../io/reactor.js';
 import type { Journal, Position } from '../journal/journal.js';
 import { Content } from './content.js';
 import type { ContentOptions } from './content.js';
+import { endContent } from './ending.js';
 import { Exports } from './exports.js';
 import { Follower } from './follower.js';
 import { Hooks } from './hooks.js';
@@ -24,6 +25,8 @@ import { stateToStartFrom } from './leftovers.js';
 import { appendOperation, overtaken } from './perform.js';
 import type { Performed } from './perform.js';
 import { Meter } from './meter.js';
+import { journalDirectoryOf, openingOf, placeOf, removeFormer } from './place.js';
+import type { PlaceOptions } from './place.js';
 import { readRequest } from './reads.js';
 import { MAX_REASON, type EpochOperation, type Operation } from './record.js';
 import { RequestKind } from './requests.js';
@@ -38,7 +41,7 @@ import type { StateFile } from './statefile.js';
 import { Tree } from './tree.js';
 import { DurableWaits, type Durable } from './waits.js';
 
-export interface GroupOptions extends Omit<ContentOptions, 'groupId'>, RolesOptions {
+export interface GroupOptions extends Omit<ContentOptions, 'groupId'>, Omit<RolesOptions, keyof PlaceOptions> {
   /** Role when the group is opened for the first time. */
   readonly initialRole: 'primary' | 'secondary';
   readonly watermarkBytes: number;
@@ -47,7 +50,6 @@ export interface GroupOptions extends Omit<ContentOptions, 'groupId'>, RolesOpti
 }
 
 const POLL_INTERVAL_US = 50_000;
-const CLOSE_WAIT_US = 1000;
 const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
 const NO_EPOCH = { number: 0, id: '0'.repeat(32) };
 
@@ -94,21 +96,25 @@ export class Group implements ReplicatedGroup {
   /** Opens or creates the group's directory. Blocking; throws CorruptionError, IoError. */
   static open(reactor: Reactor, options: GroupOptions, requests: RequestTable, log: Log): Group {
     const { io } = reactor;
-    const found = stateToStartFrom(reactor, options.directory);
+    const found = stateToStartFrom(reactor, options.directory, journalDirectoryOf(options));
     if (found !== undefined) {
       const group = new Group(reactor, options, requests, log, found);
       group.opening(true, () => {
-        if (found.groupId === null) return;
-        group.retention.cursors.load(found.groupId);
-        group.take(Content.open(reactor, { ...options, groupId: found.groupId }, group.roles.known));
-        group.roles.started(group.content, group.position);
+        const { groupId } = found;
+        if (groupId === null) return;
+        const opening = openingOf(reactor, options, { ...found, groupId });
+        group.retention.cursors.load(groupId);
+        if (opening === 'accepted') group.roles.accepting();
+        group.take(Content.open(reactor, { ...options, groupId }, { ...group.roles.known, opening }));
+        group.roles.started(group.content, group.position, opening);
+        removeFormer(io, options, found);
         group.contentChanged();
       });
       return group;
     }
     const groupId = options.initialRole === 'primary' ? toHex(io.randomBytes(16)) : null;
     const state: StateFile = {
-      format: 1, groupId, role: options.initialRole, roleReason: 'configured when the group was first started', bootId: options.bootId, cleanStop: null,
+      format: 1, groupId, role: options.initialRole, roleReason: 'configured when the group was first started', bootId: options.bootId, cleanStop: null, journal: placeOf(options),
     };
     const group = new Group(reactor, options, requests, log, state);
     group.opening(false, () => {
@@ -215,7 +221,7 @@ export class Group implements ReplicatedGroup {
   }
 
   get stableLsn(): number {
-    const own = this.opened?.journal.durableLsn ?? 0;
+    const own = this.opened?.journal.stableLsn ?? 0;
     return this.role === 'secondary' ? Math.min(own, this.follower.primaryDurableLsn) : own;
   }
 
@@ -269,7 +275,7 @@ export class Group implements ReplicatedGroup {
 
   spaceNeeds(): { undestagedBytes: number; journalBytesToCome: number } {
     const { store, journal } = this.content;
-    return { undestagedBytes: store.undestagedBytes, journalBytesToCome: journal.pool.bytesToCome };
+    return { undestagedBytes: store.undestagedBytes, journalBytesToCome: this.options.journalDirectory === undefined ? journal.pool.bytesToCome : 0 };
   }
 
   private afterAppend(): void {
@@ -419,7 +425,7 @@ export class Group implements ReplicatedGroup {
   adoptGroupId(groupId: string): void {
     assert(this.opened === undefined && this.role === 'secondary', 'only a secondary that has nothing takes an identity');
     this.take(Content.create(this.reactor, { ...this.options, groupId }, NO_EPOCH));
-    this.roles.save({ groupId });
+    this.roles.adopted(groupId);
     this.log.info('follows a primary for the first time', { groupId });
   }
 
@@ -477,21 +483,14 @@ export class Group implements ReplicatedGroup {
     this.ingest?.stop(Errno.ESHUTDOWN);
     this.roles.end();
     const { opened } = this;
-    opened?.stop();
-    const wait = (): void => {
-      if (opened?.quiet === false || !this.retention.cursors.quiet) {
-        this.reactor.after(CLOSE_WAIT_US, wait);
-        return;
-      }
+    const end = (at: Position | undefined): void => {
       this.closed = true;
       this.removeHook();
-      if (opened !== undefined) {
-        // Not while it recovers: then the next start has to ask the peers again.
-        if (this.role !== 'stopped' && this.role !== 'recovering' && opened.journal.syncNow() === 0) this.roles.stoppedCleanly(opened.journal.position);
-        opened.close();
-      }
+      if (at !== undefined) this.roles.stoppedCleanly(at);
+      opened?.close();
       done();
     };
-    wait();
+    if (opened === undefined) end(undefined);
+    else endContent(this.reactor, this, opened, this.log, end);
   }
 }

@@ -43,6 +43,11 @@ class SlotQueue {
     this.length++;
   }
 
+  /** The number of the slot that came last; there is one. */
+  get lastLsn(): number {
+    return this.requests.serviceWord[this.tail];
+  }
+
   /** The first slot if its LSN is at most `lsn`, removed; else −1. */
   shift(lsn: number): number {
     const slot = this.head;
@@ -345,7 +350,7 @@ export class Ingest {
   /** Tick end: one append for all of the tick, then one fdatasync for all that wait. */
   tick(): void {
     this.flushBatch();
-    if (this.waiting.length > 0) this.host.content.journal.sync(this.host.content.journal.appendedLsn);
+    if (this.waiting.length > 0) this.host.content.journal.sync(this.waiting.lastLsn);
     this.resume();
   }
 

@@ -26,22 +26,22 @@ import type { StateFile } from './statefile.js';
  * The group's state.json; undefined when the group may be created. Blocking.
  * Throws CorruptionError, also when the file is missing beside data; IoError.
  */
-export function stateToStartFrom(reactor: Reactor, directory: string): StateFile | undefined {
+export function stateToStartFrom(reactor: Reactor, directory: string, journalDirectory = `${directory}/journal`): StateFile | undefined {
   const found = readState(reactor.io, directory);
   if (found !== undefined) return found;
-  const left = servedLeftover(reactor, directory);
+  const left = servedLeftover(reactor, directory, journalDirectory);
   if (left === undefined) return undefined;
   throw new CorruptionError(`${directory}/state.json`, 0,
     `state.json is missing although the group has data (${left}); restore it from a backup, or move the directory away to start anew`);
 }
 
 /** Something that only a served group leaves, in words. */
-function servedLeftover(reactor: Reactor, directory: string): string | undefined {
+function servedLeftover(reactor: Reactor, directory: string, journalDirectory: string): string | undefined {
   const { io } = reactor;
   const layer = names(io, `${directory}/layers`).find((name) => name.startsWith('device-'));
   if (layer !== undefined) return `layers/${layer}`;
   if (names(io, directory).includes(CURSOR_FILE)) return CURSOR_FILE;
-  return checkpointLeft(io, directory) ?? journalLeft(reactor, `${directory}/journal`);
+  return checkpointLeft(io, directory) ?? journalLeft(reactor, journalDirectory);
 }
 
 function checkpointLeft(io: Io, directory: string): string | undefined {
@@ -73,7 +73,7 @@ function journalLeft(reactor: Reactor, directory: string): string | undefined {
       if (fd < 0) throw new IoError(-fd, 'open journal segment', path);
       try {
         const lsn = laterLsn(reactor, fd, path, window);
-        if (lsn > 0) return `journal/${name} holds LSN ${lsn}`;
+        if (lsn > 0) return `${path} holds LSN ${lsn}`;
       } finally {
         io.close(fd);
       }

@@ -11,15 +11,15 @@ import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Position } from '../journal/journal.js';
 import type { Content, JournalExtent } from './content.js';
+import { placeOf } from './place.js';
+import type { Opening, PlaceOptions } from './place.js';
 import type { EpochEntry, GroupRole } from './replica.js';
 import { writeState } from './statefile.js';
 import type { StateFile } from './statefile.js';
 
-export interface RolesOptions {
-  readonly name: string;
+export interface RolesOptions extends PlaceOptions {
   /** Of this node. */
   readonly node: string;
-  readonly directory: string;
   /** Names of the peers that a primary asks after an unclean stop. */
   readonly peers: readonly string[];
   /** How long it waits while none of them gives it anything, microseconds. */
@@ -30,6 +30,7 @@ export interface RolesOptions {
 
 /** In place of a boot id: what was in the page cache is not to be relied on. */
 const JOURNAL_FAILED = 'the journal failed';
+const ACCEPTING = 'unknown data are being accepted';
 
 export interface RolesHost {
   content(): Content | undefined;
@@ -87,6 +88,8 @@ export class Roles {
    * lossless (DESIGN §8). If even this cannot be written down, the log has said so.
    */
   journalFailed(): void {
+    // No failed fsync drops what lies in memory: all that was appended is there under this kernel.
+    if (this.options.journal.volatile === true) return;
     this.failureUnnoted = true;
     try {
       this.save({ cleanStop: null, bootId: JOURNAL_FAILED });
@@ -123,14 +126,38 @@ export class Roles {
     }
   }
 
+  /**
+   * Before the content of a volatile group is opened although it is unknown. From here on no start takes the journal
+   * for a continuation of what was, until an epoch says what happened. Throws IoError.
+   */
+  accepting(): void {
+    this.save({ cleanStop: null, bootId: ACCEPTING });
+  }
+
+  /** A group of the primary's was made here. Durable when it returns; throws IoError. */
+  adopted(groupId: string): void {
+    this.save({ groupId, ...this.here });
+  }
+
+  /** What state.json says of this start. */
+  private get here(): Pick<StateFile, 'bootId' | 'journal'> {
+    return { bootId: this.options.bootId, journal: placeOf(this.options) };
+  }
+
   /** Decides what this start means for the history. The journal was recovered up to `end`. */
-  started(content: Content, end: Position): void {
+  started(content: Content, end: Position, opening: Opening): void {
     const stop = this.state.cleanStop;
     const clean = stop !== null && stop.lsn === end.lsn && stop.chainHi === end.chainHi && stop.chainLo === end.chainLo;
     // A stop that was noted and is not what was found: recovery should have refused. Lossless it is not.
     const sameBoot = this.sameBoot && (stop === null || clean);
     // The boot id only once the epoch record of this start is durable: a crash before must find what this start has found.
-    this.save({ cleanStop: null });
+    if (opening === 'accepted') {
+      this.host.beginEpoch(false, 'the volatile journal was lost and an operator accepted that the data are unknown');
+      this.save({ cleanStop: null, promotedPast: undefined, ...this.here });
+      return;
+    }
+    if (this.options.acceptedLsn !== undefined) this.log.warn('--accept-inconsistent is not needed and has no effect: the data are what they should be');
+    this.save({ cleanStop: null, ...(clean || this.role !== 'primary' ? this.here : {}) });
     if (this.role !== 'primary') {
       this.noteBoot();
     } else if (content.applyProblem !== undefined) {

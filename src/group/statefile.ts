@@ -23,8 +23,13 @@ const shape = z.strictObject({
   bootId: z.string(),
   /** While a promotion is under way: the epoch that its own must exceed. Until that is durable the promotion has not happened. */
   promotedPast: z.number().int().nonnegative().optional(),
-  /** Where the journal ended when the node was stopped in order; null while it runs. */
+  /**
+   * Where the journal ended when the node was stopped in order; null while it runs. Of a volatile journal: how far the
+   * disk had it, when the disk held that and nothing beyond.
+   */
   cleanStop: position.nullable(),
+  /** Where the journal lies, if not in `journal/`, or volatile. */
+  journal: z.strictObject({ volatile: z.boolean(), directory: z.string() }).optional(),
 });
 
 export type StateFile = z.infer<typeof shape>;

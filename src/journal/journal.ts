@@ -8,6 +8,10 @@
  *   appendedLsn  written to the page cache: survives SIGKILL of the daemon
  *   durableLsn   covered by an fdatasync that succeeded: survives power loss
  *
+ * A *volatile* journal lies in memory (tmpfs), where an fdatasync proves nothing:
+ * what it holds is durable only when its effect is elsewhere, and whoever knows
+ * that says so (`settle`).
+ *
  * Any failed write or fsync is final: `onFailure` is called once and nothing
  * more is appended. The kernel may have dropped the dirty pages, so trying
  * again could report as durable what is lost.
@@ -42,6 +46,8 @@ export interface JournalOptions {
   readonly syncBytes: number;
   /** ... or microseconds have passed since the last one. */
   readonly syncUs: number;
+  /** It lies in memory: it is never durable by itself. */
+  readonly volatile?: boolean;
   /** Most payload bytes in a batch of this node's making; at most MAX_BATCH_PAYLOAD, and a batch must fit a segment of every node. */
   readonly maxBatchPayload: number;
 }
@@ -121,6 +127,23 @@ export class Journal {
     assert(this.count === 0, 'a batch is under construction');
     this.epochNumber = epoch.number;
     putHex(this.reactor.arena.u8, this.header + 48, epoch.id);
+  }
+
+  get volatile(): boolean {
+    return this.options.volatile === true;
+  }
+
+  /**
+   * No restart of this node undoes what lies below: what is durable. Of a volatile journal all that was appended, for
+   * if that is lost so are the group's data, and there is nothing to undo.
+   */
+  get stableLsn(): number {
+    return this.volatile ? this.appendedLsn : this.durableLsn;
+  }
+
+  /** What `sync` was asked for. */
+  get wantedLsn(): number {
+    return this.syncWanted;
   }
 
   get position(): Position {
@@ -331,6 +354,7 @@ export class Journal {
   private append(at: number, used: number, bytes: number, vectors: number): number {
     const { io } = this.reactor;
     let segment = this.pool.current;
+    if (this.volatile) segment.dirty = false;
     if (bytes > this.pool.room(segment)) {
       assert(bytes <= this.pool.capacity, 'a batch larger than a segment');
       // begin() uses no vectors, so iov stays as it is.
@@ -350,27 +374,42 @@ export class Journal {
     this.batchLsn = this.appendedLsn;
     this.appendedLsn += bytes;
     segment.endLsn = this.appendedLsn;
-    segment.dirty = true;
+    segment.dirty = !this.volatile;
+    segment.headed ||= this.volatile;
     this.appendedRecords += batch.count(this.reactor.arena.view, at);
     this.appendedBatches++;
+    if (this.volatile) return 0;
     if (this.unsyncedSinceUs < 0) this.unsyncedSinceUs = this.reactor.nowUs;
     if (this.appendedLsn - this.durableLsn >= this.options.syncBytes) this.sync(this.appendedLsn);
     return 0;
   }
 
-  /** Makes everything up to `lsn` durable; `onDurable` tells when durableLsn has moved. Group commit: calls join. */
+  /**
+   * Makes everything up to `lsn` durable; `onDurable` tells when durableLsn has moved. Group commit: calls join. A
+   * volatile journal only notes it, for whoever calls `settle`.
+   */
   sync(lsn: number): void {
     if (lsn <= this.durableLsn || this.failure !== undefined) return;
     if (lsn > this.syncWanted) this.syncWanted = lsn;
-    if (!this.syncing) this.startSync();
+    if (!this.syncing && !this.volatile) this.startSync();
+  }
+
+  /** Of a volatile journal: what lies below `lsn` is durable elsewhere. */
+  settle(lsn: number): void {
+    assert(this.volatile && lsn <= this.appendedLsn, 'only what a volatile journal holds is settled');
+    if (lsn <= this.durableLsn) return;
+    this.durableLsn = lsn;
+    this.onDurable();
   }
 
   /**
    * Makes everything appended durable before it returns: for moments at which
-   * nothing is served, the start and the end. Returns 0 or −errno.
+   * nothing is served, the start and the end. Returns 0 or −errno. A volatile
+   * journal stays as durable as it is.
    */
   syncNow(): number {
     if (this.failure !== undefined) return -this.failure.errno;
+    if (this.volatile) return 0;
     for (const segment of this.pool.live) {
       if (!segment.dirty && !this.syncing) continue;
       segment.dirty = false;

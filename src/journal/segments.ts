@@ -51,7 +51,8 @@ export interface FoundSegment extends Segment {
   durableMark: number;
 }
 
-const NAME = /^segment-(\d{6})$/;
+/** Names of segment files. */
+export const SEGMENT_NAME = /^segment-(\d{6})$/;
 /** So many files are made whatever their sizes sum up to: one is written to, and writing can go on while others are being freed. */
 const LEAST_FILES = 4;
 /** A file too many is removed only while so many are free: one for data and the one that is reserved for markers. */
@@ -115,7 +116,7 @@ export class SegmentPool {
     const named = io.syncDirectory(this.directory);
     if (named < 0) throw new IoError(-named, 'fsync', this.directory);
     for (const name of io.list(this.directory)) {
-      const match = NAME.exec(name);
+      const match = SEGMENT_NAME.exec(name);
       if (match === null) continue;
       const path = `${this.directory}/${name}`;
       const fd = io.open(path, O.RDWR | O.CLOEXEC, 0);

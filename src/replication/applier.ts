@@ -162,7 +162,9 @@ export class Applier {
   private wantSync(): void {
     this.syncTimer ??= this.reactor.after(this.options.syncUs, () => {
       this.syncTimer = undefined;
-      if (!this.closed && this.group.journal.failure === undefined) this.group.journal.sync(this.group.journal.appendedLsn);
+      const { journal } = this.group;
+      // A volatile journal becomes durable by work of another order, in its own time.
+      if (!this.closed && journal.failure === undefined && !journal.volatile) journal.sync(journal.appendedLsn);
     });
   }
 

@@ -436,7 +436,7 @@ export class LinkSession implements FrameHandler {
   /** The journal here is full, and only the primary's durable LSN keeps it from being destaged. */
   private get waitsForPrimaryDurable(): boolean {
     const { group, applier } = this;
-    return applier?.full === true && group.stableLsn < group.appliedLsn && group.journal.durableLsn >= group.appliedLsn;
+    return applier?.full === true && group.stableLsn < group.appliedLsn && group.journal.stableLsn >= group.appliedLsn;
   }
 
   /** Ends the session if the own group's role no longer allows it. */

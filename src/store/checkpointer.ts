@@ -163,6 +163,11 @@ export class Checkpointer {
     return this.state !== 'idle';
   }
 
+  /** What the slot says on the disk is being changed. */
+  get committing(): boolean {
+    return this.state === 'committing';
+  }
+
   /** A helper job is in flight. */
   get jobInFlight(): boolean {
     return this.busyJob;
@@ -283,7 +288,7 @@ export class Checkpointer {
     const devices = this.rows.map(([id, sizeBytes, layer, frozenLsn], i): StoredDeviceRow => [id, positions[i], sizeBytes, layer, frozenLsn]);
     const body: SlotBody = {
       groupId: this.options.groupId, at: capture.at, lowWater: capture.lowWater, mapFile: this.target.number, mapLength: this.target.length,
-      nextLayer: this.layerRows.next, layers: this.layerRows.layers, devices, group: capture.group,
+      nextLayer: this.layerRows.next, layers: this.store.layers.named(this.layerRows.layers), devices, group: capture.group,
     };
     const bytes = encodeSlot(this.sequence + 1, body);
     const path = slotPath(this.options.directory, this.sequence + 1);

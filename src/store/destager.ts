@@ -36,6 +36,8 @@ export interface DestagerOptions {
   readonly bufferBytes: number;
   /** Delay before a failed round is written again, microseconds. */
   readonly retryUs: number;
+  /** A round writes also what was overwritten after its seal: the journal that has the newer bytes may be lost. */
+  readonly whole?: boolean;
 }
 
 /** What the destager is doing. */
@@ -99,6 +101,11 @@ export class Destager {
 
   get busy(): boolean {
     return this.state !== 'idle';
+  }
+
+  /** Layer files may hold a part of what lies above the last round's end. */
+  get writing(): boolean {
+    return this.state === 'copying' || this.state === 'syncing' || this.state === 'retrying';
   }
 
   /** Helper jobs in flight. */
@@ -212,7 +219,7 @@ export class Destager {
     let used = 0;
     while (used < capacity && this.part < pending.partCount) {
       if (this.loadedPart !== this.part) {
-        pending.sealedPart(this.part, columns);
+        pending.sealedPart(this.part, columns, this.options.whole);
         this.loadedPart = this.part;
         this.entry = 0;
       }

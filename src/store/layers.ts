@@ -201,6 +201,11 @@ export class LayerTable {
     return { next: this.nextNumber, layers };
   }
 
+  /** Rows of some time ago, with what is known now about the files' names. */
+  named(rows: readonly LayerRow[]): LayerRow[] {
+    return rows.map((row) => [row[0], row[1], row[2], row[3], row[4], row[5], row[6] || this.byNumber.get(row[0])?.named === true]);
+  }
+
   /** Takes the table of a checkpoint; only for an empty table. */
   restore(next: number, rows: LayerRow[]): void {
     assert(this.byNumber.size === 0, 'restore into a table in use');

@@ -135,9 +135,9 @@ export class PendingTable {
   /**
    * The sealed entries of one part, sorted by layer and block. Those that the
    * open generation has newer bytes for are left out: the journal keeps the
-   * newer ones, and nothing can ask for the older. Returns their number.
+   * newer ones, and nothing can ask for the older; unless `whole`. Returns their number.
    */
-  sealedPart(p: number, out: PendingColumns): number {
+  sealedPart(p: number, out: PendingColumns, whole = false): number {
     const generation = this.sealed;
     const part = generation.parts[p];
     out.count = 0;
@@ -148,7 +148,7 @@ export class PendingTable {
       if (layer === 0) continue;
       const high = part[at + 2];
       const block = (high & 0xff) * TWO_32 + part[at + 1];
-      if (find(this.open, partHash(layer, block), layer, block) !== 0) continue;
+      if (!whole && find(this.open, partHash(layer, block), layer, block) !== 0) continue;
       out.put(layer, block, (high >>> 8) * TWO_32 + part[at + 3]);
     }
     out.sort();

@@ -1,5 +1,5 @@
 /** The configuration: what is accepted with which defaults, and what a wrong one is told. */
-import { chmodSync, mkdirSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, statfsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { OperatorError } from '../../src/base/errors.js';
@@ -27,7 +27,7 @@ t.test('the smallest configuration gets every default', async (t) => {
   const config = accepted(EXAMPLE);
   t.strictSame(config.control, { socket: '/run/lockstep/control.sock' });
   t.strictSame(config.nbd.listen, [{ kind: 'unix', path: '/run/lockstep/nbd.sock' }]);
-  t.strictSame(config.groups[0].journal, { size: 2 ** 32, segmentSize: 2 ** 26, syncBytes: 2 ** 29, syncMilliseconds: 1000 });
+  t.strictSame(config.groups[0].journal, { size: 2 ** 32, segmentSize: 2 ** 26, syncBytes: 2 ** 29, syncMilliseconds: 1000, volatile: false });
   t.strictSame(config.groups[0].store, { mapMemory: 2 ** 28, checkpointBytes: 2 ** 30, checkpointSeconds: 30, freeSpaceWatermark: 2 ** 30 });
   t.equal(config.groups[0].recoverWait, 5);
   t.strictSame(config.dataPath, { spinUs: 100, arena: 2 ** 28 });
@@ -79,6 +79,14 @@ const WRONG: readonly [string, unknown, readonly RegExp[]][] = [
   ['a long control path', { ...BASE, control: { socket: `/${'x'.repeat(107)}` } }, [/^control\.socket must be an absolute path of at most 107 bytes/]],
   ['metrics without listen', { ...BASE, metrics: {} }, [/^metrics\.listen is missing/]],
   // across keys
+  ['a volatile journal nowhere', withGroup({ journal: { volatile: true } }), [/^groups\[0\]\.journal\.directory is missing; a volatile journal needs a directory of its own on a tmpfs, such as "\/dev\/shm\/lockstep-alpha-g"$/]],
+  ['a volatile journal in words', withGroup({ journal: { volatile: 'yes' } }), [/^groups\[0\]\.journal\.volatile must be true or false, not "yes"$/]],
+  ['one journal for two', { ...BASE, groups: [{ name: 'g', role: 'primary', journal: { directory: '/j/' } }, { name: 'h', role: 'primary', journal: { directory: '/j' } }] }, [
+    /^groups\[0\]\.journal\.directory is that of the journal of groups\[1\]; give each group its own$/, /^groups\[1\]\.journal\.directory is that/,
+  ]],
+  ["another group's place", { ...BASE, groups: [{ name: 'g', role: 'primary', journal: { directory: '/var/lib/lockstep/groups/h/journal' } }, { name: 'h', role: 'primary' }] }, [
+    /^groups\[0\]\.journal\.directory is that of the journal of groups\[1\]/,
+  ]],
   ['few segments', withGroup({ journal: { size: '128M', segmentSize: '64M' } }), [/^groups\[0\]\.journal\.size must hold at least 4 segments.*at least 256 MiB, not 128 MiB/]],
   ['a broken segment', withGroup({ journal: { size: '100M', segmentSize: '16M' } }), [/^groups\[0\]\.journal\.size must be a multiple of journal\.segmentSize \(16 MiB\), not 100 MiB$/]],
   ['a group twice', { ...BASE, groups: [{ name: 'g', role: 'primary' }, { name: 'g', role: 'primary' }] }, [/^groups\[1\]\.name is "g", which groups\[0\]\.name has already$/]],
@@ -149,6 +157,34 @@ t.test('secrets are read, checked for length, and warned about when others may r
     t.match(message, /peers\[1\]\.secretFile: cannot read .*none: there is no such file/);
     t.match(message, /peers\[2\]\.secretFile: cannot read .*adir: it is not a regular file/);
   }
+});
+
+t.test('a journal directory is looked at: what it lies on, and who else may change it', async (t) => {
+  const directory = t.testdir({});
+  const file = join(directory, 'c.json');
+  const load = (journal: Record<string, unknown>): string => {
+    writeFileSync(file, JSON.stringify(withGroup({ journal })));
+    try {
+      return loadConfig(file).warnings.join('\n');
+    } catch (error) {
+      t.type(error, OperatorError);
+      return (error as OperatorError).message;
+    }
+  };
+  const shm = existsSync('/dev/shm') && statfsSync('/dev/shm').type === 0x01021994;
+  if (statfsSync(directory).type !== 0x01021994) {
+    t.match(load({ volatile: true, directory: join(directory, 'a', 'b') }), /groups\[0\]\.journal\.directory: .*a\/b is not on a tmpfs .*; or set journal\.volatile to false/);
+    t.match(load({ directory: join(directory, 'a') }), '');
+  }
+  if (shm) {
+    t.equal(load({ volatile: true, directory: '/dev/shm/lockstep-test-none/g', size: '32M', segmentSize: '8M' }), '');
+    t.match(load({ directory: '/dev/shm/lockstep-test-none/g', size: '32M', segmentSize: '8M' }), /is in memory \(tmpfs\), and nothing in it survives a power loss/);
+    t.match(load({ volatile: true, directory: '/dev/shm/lockstep-test-none/g', size: '16T' }), /the file system of .* has .*, less than journal\.size \(16 TiB\)/);
+  }
+  mkdirSync(join(directory, 'open'));
+  chmodSync(join(directory, 'open'), 0o777);
+  t.match(load({ directory: join(directory, 'open', 'g') }), /others than this user and root can change .*open/);
+  t.match(load({ directory: join(file, 'g') }), /cannot look at/);
 });
 
 t.test('the help names every key with its default, and its example is valid', async (t) => {

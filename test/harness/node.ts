@@ -89,12 +89,12 @@ export class TestNode {
     return `nbd+unix:///${encodeURIComponent(device)}?socket=${this.nbdSocket}`;
   }
 
-  /** Starts the daemon and waits until it answers; throws with its log when it ends before that. */
-  async start(timeoutMs = 30_000): Promise<void> {
+  /** Starts the daemon, with more arguments than its configuration if there are any, and waits until it answers; throws with its log when it ends before that. */
+  async start(timeoutMs = 30_000, more: readonly string[] = []): Promise<void> {
     const file = join(this.directory, `${this.name}.json`);
     mkdirSync(this.config.dataDirectory as string, { recursive: true });
     writeFileSync(file, JSON.stringify(this.config, undefined, 2));
-    const process_ = startProcess(process.execPath, [DAEMON, '--config', file], { log: this.logFile });
+    const process_ = startProcess(process.execPath, [DAEMON, '--config', file, ...more], { log: this.logFile });
     this.process = process_;
     await waitFor(`node ${this.name} answers on ${this.controlSocket}`, async () => {
       if (process_.hasEnded()) {

@@ -21,6 +21,7 @@ import { Reactor } from '../../src/io/reactor.js';
 import { Asked } from './asked.js';
 import { capture } from './capture.js';
 import { SimClient } from './client.js';
+import { TMPFS } from './disk.js';
 import { factsLine } from '../model/devices.js';
 import { GroupModel } from './model.js';
 import type { ModelDevice } from './model.js';
@@ -78,6 +79,10 @@ export class SimHost {
   private lastDurable = 0;
   private failedToStart: string | undefined;
   private boots = 1;
+  /** Where the journal lies; a volatile one belongs below TMPFS. */
+  journalPlace: { volatile: boolean; directory?: string } = { volatile: false };
+  /** What an operator gives the next start. */
+  acceptedLsn: number | undefined;
   /** The primary's durable LSN as this secondary has been told; Infinity on a primary. */
   stableLimit: () => number = () => Infinity;
   checkpointsSeen = 0;
@@ -139,7 +144,7 @@ export class SimHost {
             const { totalBytes, freeBytes } = io.space(where);
             return { totalBytes, freeBytes: freeBytes + SPACE_RESERVE };
           },
-          scale, serveNbd: false,
+          scale, serveNbd: false, accepted: new Map(this.acceptedLsn === undefined ? [] : [[GROUP, this.acceptedLsn]]),
         });
       } catch (error) {
         if (!(error instanceof IoError)) throw error;
@@ -164,8 +169,8 @@ export class SimHost {
     this.unnoticed = false;
     if (journal.failure === undefined) this.pagesLost = false;
     // What a start has found or made is durable before anything is served.
-    if (this.group.role === 'primary') this.model.raiseFloor(journal.appendedLsn);
-    this.model.raiseFloor(this.group.stableLsn);
+    if (this.group.role === 'primary' && !journal.volatile) this.model.raiseFloor(journal.appendedLsn);
+    this.model.raiseFloor(Math.min(this.group.stableLsn, journal.durableLsn));
     this.client = new SimClient(this.path!.blocks, this.reactor!.arena, this.model, () => this.group.journal.durableLsn, () => this.group.role === 'primary');
     const { beforeRecord } = this.model;
     this.model.beforeRecord = (record, entry, before) => {
@@ -189,7 +194,7 @@ export class SimHost {
       this.model.cacheFloor = 0;
       const group = this.path?.blocks.group(GROUP);
       // The node's own claim is held to: what it calls durable, and can not be undone, may not be lost.
-      if (group?.hasContent === true) this.model.raiseFloor(group.stableLsn);
+      if (group?.hasContent === true) this.model.raiseFloor(Math.min(group.stableLsn, group.journal.durableLsn));
     } else if (this.pagesLost) {
       // The failure was reported to nobody who could note it.
       const noticed = this.path?.blocks.group(GROUP)?.role === 'stopped' || this.failedToStart !== undefined;
@@ -203,7 +208,11 @@ export class SimHost {
 
   /** The data path has been closed: ends the process. */
   stoppedCleanly(): void {
-    if (this.group.role !== 'stopped') this.model.raiseFloor(this.model.endLsn);
+    const { journal, content } = this.group;
+    if (journal.volatile) {
+      this.model.raiseFloor(content.checkpointer.committedAt.lsn);
+      this.model.cacheFloor = this.model.endLsn;
+    } else if (this.group.role !== 'stopped') this.model.raiseFloor(this.model.endLsn);
     else if (!this.pagesLost) this.model.cacheFloor = this.model.endLsn;
     this.say(`stopped: floor ${Math.max(this.model.floor, this.model.cacheFloor)}, end ${this.model.endLsn}`);
     this.node.stop();
@@ -221,7 +230,19 @@ export class SimHost {
   }
 
   crash(kind: CrashKind): void {
+    // Of a machine whose daemon was stopped before, nobody hears.
+    if (!this.node.alive && kind === 'power') {
+      this.boots++;
+      this.model.cacheFloor = 0;
+    }
     this.node.crash(kind);
+  }
+
+  /** From the next start on the journal lies in memory. */
+  volatile(): this {
+    this.node.disk.makeDirectories(TMPFS);
+    this.journalPlace = { volatile: true, directory: `${TMPFS}/${GROUP}/journal` };
+    return this;
   }
 
   /** Carries a control request out; the result shows up later. */
@@ -260,6 +281,11 @@ export class SimHost {
     return found === undefined || 'unavailable' in found ? undefined : found;
   }
 
+  /** The last stop was noted as a clean one. */
+  get stopNoted(): boolean {
+    return !new TextDecoder().decode(this.node.disk.peek(`/data/groups/${GROUP}/state.json`, 0, 4096)).includes('"cleanStop": null');
+  }
+
   /** Names, sizes, descent, sets and protection of all devices are as the journal says. */
   compareTree(): void {
     const { tree } = this.group;
@@ -274,7 +300,7 @@ export class SimHost {
   /** Nothing above it may be written where it cannot be undone. */
   private get stable(): number {
     const group = this.path?.blocks.group(GROUP);
-    return Math.min(group?.hasContent === true ? group.journal.durableLsn : this.model.floor, this.stableLimit());
+    return Math.min(group?.hasContent === true ? group.journal.stableLsn : this.model.floor, this.stableLimit());
   }
 
   private layerWrite(device: number, block: number, content: Uint8Array): void {
@@ -300,7 +326,7 @@ export class SimHost {
       link: { maxConnections: 4, handshakeSeconds: 10, ...listen }, log: { level: 'debug', format: 'json' }, dataPath: { spinUs: 0, arena: ARENA_BYTES },
       groups: [{
         name: GROUP, role: peering.role, recoverWait: 0.5,
-        journal: { size: sizes.segmentBytes * sizes.segments, segmentSize: sizes.segmentBytes, syncBytes: sizes.syncBytes, syncMilliseconds: sizes.syncMs },
+        journal: { size: sizes.segmentBytes * sizes.segments, segmentSize: sizes.segmentBytes, syncBytes: sizes.syncBytes, syncMilliseconds: sizes.syncMs, ...this.journalPlace },
         store: { mapMemory: sizes.mapMemory, checkpointBytes: sizes.checkpointBytes, checkpointSeconds: sizes.checkpointSeconds, freeSpaceWatermark: 0 },
         peers: peering.peers.map((peer) => ({
           node: peer.node, secretFile: '/none', secret: new Uint8Array(32).fill(7), ...(peer.address === undefined ? {} : { address: address(peer.address) }),

@@ -2,7 +2,8 @@
  * The files of one simulated node: what outlives its crashes.
  *
  * Owns: names, directories, capacity, and what a SIGKILL or a power loss leaves.
- * Must not know: descriptors, jobs, time (io.ts, jobs.ts).
+ * Must not know: descriptors, jobs, time (io.ts, jobs.ts). What lies below TMPFS
+ * is memory: it never fails to sync, and a power loss takes all of it.
  *
  * Names after power loss. Directory operations (create, rename, unlink, mkdir)
  * wait in one list, in order, until syncDirectory of a directory that they
@@ -21,6 +22,8 @@ import { PAGE_BYTES } from './page.js';
 import type { Random } from './random.js';
 
 export const EISDIR = 21;
+/** Mount point of a file system in memory. Its directories need no fsync, and are there only as long as the power. */
+export const TMPFS = '/tmpfs';
 
 export class SimDirectory {
   readonly cached = new Map<string, SimFile | SimDirectory>();
@@ -209,6 +212,8 @@ export class SimDisk {
     });
     for (const op of this.pending) this.drop(op.node);
     this.pending = [];
+    const memory = this.root.durable.get(TMPFS.slice(1));
+    if (memory instanceof SimDirectory) memory.durable.clear();
     this.revertNames(this.root, new Set());
     this.sweep();
     // By id, not in the set's order of insertion alone: ids are the order of creation, which is the same.

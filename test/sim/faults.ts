@@ -117,7 +117,7 @@ export class Faults {
       case 'fdatasync':
       case 'fsync':
       case 'syncDirectory':
-        return this.random.chance(rates.syncError) ? EIO : 0;
+        return !path.startsWith('/tmpfs/') && this.random.chance(rates.syncError) ? EIO : 0;
       default:
         return 0;
     }

@@ -44,11 +44,13 @@ export class PairRun {
   private compared = 0;
   private refused: string | undefined;
 
-  constructor(readonly seed: number) {
+  /** `inMemory`: one of the nodes, or both, have a volatile journal; those are killed and do not lose power. */
+  constructor(readonly seed: number, inMemory = false) {
     this.world = new World({ seed });
     this.random = this.world.random.fork(200);
     this.a = new SimHost(this.world, 'a', drawSizes(this.random), { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0);
     this.b = new SimHost(this.world, 'b', { ...drawSizes(this.random), maxBatchPayload: SMALL.maxBatchPayload }, { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1);
+    if (inMemory) for (const host of this.random.pick([[this.a], [this.b], [this.a, this.b]])) host.volatile();
     this.workload = new Workload(this.a, this.random.fork(201), { ...MIXED, maxInFlight: this.random.pick([4, 16]), operations: this.random.pick([0.05, 0.3]) });
     for (const host of [this.a, this.b]) {
       const crashed = host.node.onCrash!;
@@ -85,6 +87,10 @@ export class PairRun {
       this.world.dispose();
     }
     return { seed: this.seed, starts: this.a.node.starts + this.b.node.starts, crashes: this.crashes, compared: this.compared, promoted, refused: this.refused };
+  }
+
+  private crash(host: SimHost, kind: 'power' | 'kill'): void {
+    host.crash(host.journalPlace.volatile ? 'kill' : kind);
   }
 
   private start(host: SimHost): void {
@@ -130,17 +136,20 @@ export class PairRun {
     const roll = random.unit();
     const kind = (): 'power' | 'kill' => (random.chance(0.5) ? 'power' : 'kill');
     this.pass(random.unit() * random.pick([10, 1000, 20_000]));
-    if (roll < 0.3) {
-      b.crash(kind());
+    const inMemory = [a, b].filter((host) => host.journalPlace.volatile);
+    if (inMemory.length > 0 && random.chance(0.4)) {
+      this.stopAndLosePower(random.pick(inMemory));
+    } else if (roll < 0.3) {
+      this.crash(b, kind());
       this.pass(random.unit() * 50_000);
       this.start(b);
     } else if (roll < 0.6) {
-      a.crash(kind());
+      this.crash(a, kind());
       this.pass(random.unit() * 50_000);
       this.start(a);
     } else if (roll < 0.8) {
-      a.crash(kind());
-      b.crash(kind());
+      this.crash(a, kind());
+      this.crash(b, kind());
       for (const host of random.shuffle([a, b])) this.start(host);
     } else {
       world.network.partition('a', 'b');
@@ -151,6 +160,23 @@ export class PairRun {
       }
       world.network.heal('a', 'b');
     }
+  }
+
+  /** What a stop in order says that it has is there without the journal. */
+  private stopAndLosePower(host: SimHost): void {
+    let closed = false;
+    if (!host.group.hasContent) return;
+    host.node.attempt(() => host.path!.close(() => {
+      closed = true;
+    }));
+    host.node.poke();
+    this.advance(() => closed);
+    host.stoppedCleanly();
+    if (host === this.a) this.workload.forget();
+    if (!host.stopNoted) throw new Error(`the stop of ${host.name} was not clean`);
+    host.crash('power');
+    this.crashes++;
+    this.start(host);
   }
 
   /** Until the secondary has applied all that the primary has, or is refused for good. */
@@ -209,9 +235,9 @@ export class PairRun {
     const { a, b, random } = this;
     this.work();
     this.pass(random.unit() * 5_000);
-    a.crash('power');
+    this.crash(a, 'power');
     if (random.chance(0.5)) {
-      b.crash(random.chance(0.5) ? 'power' : 'kill');
+      this.crash(b, random.chance(0.5) ? 'power' : 'kill');
       this.start(b);
     }
     if (!b.group.hasContent) return;
@@ -237,7 +263,7 @@ export class PairRun {
     this.advance(() => drop.ended);
     if (drop.error !== undefined) throw drop.error as Error;
     this.advance(() => work.idle);
-    b.crash('power');
+    this.crash(b, 'power');
     this.start(b);
     this.advance(() => b.group.role === 'primary');
     this.verify(b);

@@ -76,8 +76,11 @@ export class PowerLossRun {
   private answers = new Map<number, number>();
   private faults: FaultRates = { ...NO_FAULTS };
 
-  /** `steps`: at least so many things are asked for; fewer when the disk fails for good. */
-  constructor(readonly seed: number, private readonly steps = 0) {
+  /**
+   * `steps`: at least so many things are asked for; fewer when the disk fails for good. `inMemory`: the journal is
+   * volatile; then power is lost only after a stop in order: what an unclean one leaves is another test's.
+   */
+  constructor(readonly seed: number, private readonly steps = 0, private readonly inMemory = false) {
     this.world = new World({ seed });
     this.random = this.world.random.fork(100);
     this.operator = this.world.random.fork(102);
@@ -86,6 +89,7 @@ export class PowerLossRun {
       ...MIXED, maxInFlight: this.random.pick([1, 4, 16, 48]), operations: this.random.pick([0.03, 0.12, 0.4]),
       largestWrite: this.random.pick([96 * KIB, 96 * KIB, 96 * KIB, 2 * MIB]),
     });
+    if (inMemory) this.host.volatile();
     const crashed = this.host.node.onCrash!;
     this.host.node.onCrash = (kind) => {
       if (kind === 'power') this.powerLosses++;
@@ -125,7 +129,11 @@ export class PowerLossRun {
   }
 
   private crash(): void {
-    this.host.crash(this.random.chance(0.7) ? 'power' : 'kill');
+    this.host.crash(this.crashKind());
+  }
+
+  private crashKind(): 'power' | 'kill' {
+    return this.random.chance(0.7) && !this.inMemory ? 'power' : 'kill';
   }
 
   /** Starts, possibly with crashes and faults on the way; true when the group serves. */
@@ -134,7 +142,7 @@ export class PowerLossRun {
     for (let attempt = 0; attempt < 6; attempt++) {
       if (this.operator.chance(0.25)) host.sizes = { ...host.sizes, ...drawSegments(this.operator) };
       if (attempt > 2) this.setFaults({ ...NO_FAULTS });
-      host.node.fuseKind = random.chance(0.7) ? 'power' : 'kill';
+      host.node.fuseKind = this.crashKind();
       host.node.disk.faults.fuse = random.chance(0.3) ? random.between(1, 40) : 0;
       const ended = host.start();
       host.node.disk.faults.fuse = 0;
@@ -166,7 +174,7 @@ export class PowerLossRun {
     const starts = host.node.starts;
     const here = (): boolean => host.alive && host.node.starts === starts;
     if (random.chance(0.3)) {
-      host.node.fuseKind = random.chance(0.7) ? 'power' : 'kill';
+      host.node.fuseKind = this.crashKind();
       host.node.disk.faults.fuse = random.between(1, 400);
     } else {
       world.after(random.logUniform(500, 400_000), () => {
@@ -213,6 +221,10 @@ export class PowerLossRun {
     world.run(() => closed || !here(), { us: 60e6 });
     if (!here()) return;
     host.stoppedCleanly();
+    if (this.inMemory && host.stopNoted && this.random.chance(0.6)) {
+      this.powerLosses++;
+      host.crash('power');
+    }
   }
 
   /** Without faults from here on: everything is there, also when it comes from the layers alone. */
@@ -227,7 +239,7 @@ export class PowerLossRun {
     this.world.run(() => flushed.ended, { us: 60e6 });
     if (flushed.error !== undefined) throw flushed.error as Error;
     this.verify();
-    host.crash('power');
+    host.crash(this.inMemory ? 'kill' : 'power');
     if (!host.start()) throw new Error('crashed without a cause');
     this.verify();
     this.stopCleanly(() => host.alive);

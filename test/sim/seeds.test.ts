@@ -44,4 +44,8 @@ async function share(t: Test, runs: number, options: string[]): Promise<void> {
 
 t.test(`${RUNS} seeds from ${FROM}: nothing that was flushed is lost, nothing is torn, whatever power loss, kill and fault do`, { timeout: 7_200_000 }, (t) => share(t, RUNS, []));
 
+t.test(`${PAIRS} seeds from ${FROM} with a volatile journal: nothing acknowledged is lost by a kill, nothing at all by a power loss after a stop`, { timeout: 7_200_000 }, (t) => share(t, PAIRS, ['--volatile']));
+
+t.test(`${PAIRS} pairs from ${FROM} of which one or both are volatile: both nodes hold the same`, { timeout: 7_200_000 }, (t) => share(t, PAIRS, ['--pairs', '--volatile']));
+
 t.test(`${PAIRS} pairs from ${FROM}: both nodes hold the same after every crash and cut, and a promoted one what it had`, { timeout: 7_200_000 }, (t) => share(t, PAIRS, ['--pairs']));

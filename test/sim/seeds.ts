@@ -1,7 +1,7 @@
 /**
  * Runs many seeds of the power-loss simulation and says what happened.
  *
- *   node dist/test/sim/seeds.js [--pairs] [--from SEED] [--seeds N] [--steps N] [--keep-going]
+ *   node dist/test/sim/seeds.js [--pairs] [--volatile] [--from SEED] [--seeds N] [--steps N] [--keep-going]
  *
  * A seed that fails is printed with all that is known; run it alone with
  * `--from SEED --seeds 1`.
@@ -17,6 +17,7 @@ let count = 100;
 let steps = 200;
 let keepGoing = false;
 let pairs = false;
+let inMemory = false;
 for (let i = 2; i < process.argv.length; i++) {
   const word = process.argv[i];
   if (word === '--from') from = Number(process.argv[++i]);
@@ -24,6 +25,7 @@ for (let i = 2; i < process.argv.length; i++) {
   else if (word === '--steps') steps = Number(process.argv[++i]);
   else if (word === '--keep-going') keepGoing = true;
   else if (word === '--pairs') pairs = true;
+  else if (word === '--volatile') inMemory = true;
   else throw new Error(`unknown option ${word}`);
 }
 
@@ -66,11 +68,11 @@ const started = process.hrtime.bigint();
 let failed: number[];
 let words: string;
 if (pairs) {
-  const ran = runAll((seed) => new PairRun(seed).run());
+  const ran = runAll((seed) => new PairRun(seed, inMemory).run());
   failed = ran.failed;
   words = ofPairs(ran.results);
 } else {
-  const ran = runAll((seed) => new PowerLossRun(seed, steps).run());
+  const ran = runAll((seed) => new PowerLossRun(seed, steps, inMemory).run());
   failed = ran.failed;
   words = ofPowerLoss(ran.results);
 }

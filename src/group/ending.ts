@@ -1,0 +1,70 @@
+/**
+ * The end of an open group: what must have happened before its files are closed,
+ * and whether the stop counts as clean.
+ *
+ * Owns: the order of waiting. Must not know: clients, links; they are gone.
+ */
+
+import type { Log } from '../base/log.js';
+import type { Reactor } from '../io/reactor.js';
+import type { Position } from '../journal/journal.js';
+import type { Content } from './content.js';
+import { journalDirectoryOf } from './place.js';
+import type { GroupRole } from './replica.js';
+
+const WAIT_US = 1000;
+/** A disk that answers with errors for so long is not waited for any more. */
+const FAILING_US = 10_000_000;
+
+export interface EndingHost {
+  readonly role: GroupRole;
+  readonly stableLsn: number;
+  readonly retention: { readonly cursors: { readonly quiet: boolean } };
+}
+
+/** Ends the content's work, then calls `done` with where a clean stop has left the group; undefined when it is none. The caller closes the content. */
+export function endContent(reactor: Reactor, host: EndingHost, content: Content, log: Log, done: (at: Position | undefined) => void): void {
+  settle(reactor, host, content, log, () => {
+    content.stop();
+    const wait = (): void => {
+      if (content.quiet && host.retention.cursors.quiet) done(cleanEnd(host, content));
+      else reactor.after(WAIT_US, wait);
+    };
+    wait();
+  });
+}
+
+/** Has a volatile group make everything durable, while its ticks go on. */
+function settle(reactor: Reactor, host: EndingHost, content: Content, log: Log, then: () => void): void {
+  const { rounds } = content;
+  if (rounds === undefined || host.role === 'stopped') {
+    then();
+    return;
+  }
+  rounds.finish();
+  let failingSince = Infinity;
+  const wait = (): void => {
+    const now = reactor.nowUs;
+    failingSince = rounds.failure === undefined ? Infinity : Math.min(failingSince, now);
+    // It may also stop on the way.
+    if (host.role === 'stopped' || rounds.finished(host.stableLsn)) {
+      then();
+    } else if (now - failingSince > FAILING_US) {
+      log.error(`cannot make everything durable before the end: ${rounds.failure}. The journal stays in ${journalDirectoryOf(content.options)}: ` +
+        'start the daemon again, under this very boot of the machine, once the disk is in order');
+      then();
+    } else {
+      reactor.after(WAIT_US, wait);
+    }
+  };
+  wait();
+}
+
+function cleanEnd(host: EndingHost, content: Content): Position | undefined {
+  const { rounds, journal, checkpointer } = content;
+  // Not while it recovers: then the next start has to ask the peers again.
+  if (host.role === 'stopped' || host.role === 'recovering') return undefined;
+  if (rounds === undefined) return journal.syncNow() === 0 ? journal.position : undefined;
+  const whole = host.role === 'secondary' || checkpointer.committedAt.lsn === journal.appendedLsn;
+  return rounds.exact && whole ? checkpointer.committedAt : undefined;
+}
