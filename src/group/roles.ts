@@ -275,8 +275,9 @@ export class Roles {
     this.host.roleChanged();
   }
 
-  /** No timer of a start that is under way does anything any more. */
+  /** No timer of a start that is under way does anything any more. What could not be noted has its last chance. */
   end(): void {
+    this.retryNote();
     this.ended = true;
   }
 }

@@ -31,7 +31,10 @@ export interface AskedRequest {
 /** A connection that does nothing but be there. */
 class Connection implements DeviceClient {
   readonly peer = 'pretended';
-  constructor(readonly view: DeviceView, private readonly gone: (one: Connection) => void) {}
+  readonly sizeBytes: number;
+  constructor(readonly view: DeviceView, private readonly gone: (one: Connection) => void) {
+    this.sizeBytes = view.sizeBytes;
+  }
 
   disconnect(): void {
     this.gone(this);
@@ -80,10 +83,12 @@ export class Asked {
     return count;
   };
 
-  /** Nobody is connected to a device that is not there any more. */
+  /** Nobody is connected to a device that is not there any more, or that was shorter since. */
   checkConnections(): void {
     for (const one of this.connections) {
-      if (!this.state().devices.has(Number(one.view.id))) throw new Error(`a client is still connected to device ${one.view.id}, which was removed`);
+      const device = this.state().devices.get(Number(one.view.id));
+      if (device === undefined) throw new Error(`a client is still connected to device ${one.view.id}, which was removed`);
+      if (device.sizeBytes < one.sizeBytes) throw new Error(`a client is still connected to device ${one.view.id}, which was shrunk from ${one.sizeBytes} to ${device.sizeBytes} bytes`);
     }
   }
 

@@ -198,12 +198,17 @@ export class SimHost {
     } else if (this.pagesLost) {
       // The failure was reported to nobody who could note it.
       const noticed = this.path?.blocks.group(GROUP)?.role === 'stopped' || this.failedToStart !== undefined;
-      if (!noticed || this.log.at(-1)?.includes('cannot note') === true || this.log.at(-2)?.includes('cannot note') === true) this.unnoticed = true;
+      if (!noticed || this.noteFailed) this.unnoticed = true;
     } else if (this.client !== undefined && this.group.role !== 'secondary') {
       this.model.cacheFloor = this.model.endLsn;
     }
     this.say(`${kind}: floor ${Math.max(this.model.floor, this.model.cacheFloor)}, end ${this.model.endLsn}`);
     this.forget();
+  }
+
+  /** The last thing that happened is that a failure of the journal could not be noted. */
+  private get noteFailed(): boolean {
+    return this.log.slice(-2).some((line) => line.includes('cannot note'));
   }
 
   /** The data path has been closed: ends the process. */
@@ -214,6 +219,7 @@ export class SimHost {
       this.model.cacheFloor = this.model.endLsn;
     } else if (this.group.role !== 'stopped') this.model.raiseFloor(this.model.endLsn);
     else if (!this.pagesLost) this.model.cacheFloor = this.model.endLsn;
+    else if (this.noteFailed) this.unnoticed = true;
     this.say(`stopped: floor ${Math.max(this.model.floor, this.model.cacheFloor)}, end ${this.model.endLsn}`);
     this.node.stop();
     this.forget();

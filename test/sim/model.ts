@@ -160,6 +160,15 @@ export class GroupModel {
     for (const [key, list] of this.versions) this.versions.set(key, list.filter((one) => one.endLsn <= lsn));
   }
 
+  /** What was held where the entry of this epoch ends; undefined when there is none, or it was forgotten. */
+  stateAt(endLsn: number, epochId: string): ModelState | undefined {
+    const at = this.entries.findIndex((entry) => entry.certain && entry.endLsn === endLsn && entry.epochId === epochId);
+    if (at < 0) return undefined;
+    const state = this.base.clone();
+    for (const entry of this.entries.slice(0, at + 1)) for (const record of entry.records) state.apply(record);
+    return state;
+  }
+
   /** Forgets the way to the present state, if it can never be undone. */
   rebase(): void {
     if (this.floor < this.endLsn || this.entries.at(-1)?.certain === false) return;

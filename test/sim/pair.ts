@@ -8,7 +8,8 @@
 import { KIB, MIB } from '../../src/base/units.js';
 import { GROUP, SimHost, SMALL } from './cluster.js';
 import type { Sizes } from './cluster.js';
-import { equal, ZERO_BLOCK } from './model.js';
+import { blockOf, equal } from './model.js';
+import type { ModelState } from './model.js';
 import type { Random } from './random.js';
 import { MIXED, Workload } from './workload.js';
 import { World } from './world.js';
@@ -18,6 +19,11 @@ export interface PairResult {
   readonly starts: number;
   readonly crashes: number;
   readonly compared: number;
+  /** How often the secondary was held against what the primary had been at that LSN, while both went on. */
+  readonly cuts: number;
+  readonly steps: number;
+  readonly operations: number;
+  readonly refusals: number;
   readonly promoted: boolean;
   /** Why the secondary could not follow any more, if so. */
   readonly refused: string | undefined;
@@ -34,6 +40,8 @@ function drawSizes(random: Random): Sizes {
   };
 }
 
+const MAX_ROUNDS = 30;
+
 export class PairRun {
   readonly world: World;
   private readonly random: Random;
@@ -42,10 +50,14 @@ export class PairRun {
   private readonly workload: Workload;
   private crashes = 0;
   private compared = 0;
+  private cuts = 0;
   private refused: string | undefined;
 
-  /** `inMemory`: one of the nodes, or both, have a volatile journal; those are killed and do not lose power. */
-  constructor(readonly seed: number, inMemory = false) {
+  /**
+   * `steps`: at least so many things are asked for. `inMemory`: one of the nodes, or
+   * both, have a volatile journal; those are killed and do not lose power.
+   */
+  constructor(readonly seed: number, private readonly steps = 0, inMemory = false) {
     this.world = new World({ seed });
     this.random = this.world.random.fork(200);
     this.a = new SimHost(this.world, 'a', drawSizes(this.random), { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0);
@@ -70,7 +82,7 @@ export class PairRun {
       this.start(this.a);
       this.start(this.b);
       const rounds = this.random.between(1, 4);
-      for (let i = 0; i < rounds && this.refused === undefined; i++) {
+      for (let i = 0; (i < rounds || (this.workload.steps < this.steps && i < MAX_ROUNDS)) && this.refused === undefined; i++) {
         this.work();
         this.disturb();
         this.catchUp();
@@ -86,7 +98,10 @@ export class PairRun {
     } finally {
       this.world.dispose();
     }
-    return { seed: this.seed, starts: this.a.node.starts + this.b.node.starts, crashes: this.crashes, compared: this.compared, promoted, refused: this.refused };
+    return {
+      seed: this.seed, starts: this.a.node.starts + this.b.node.starts, crashes: this.crashes, compared: this.compared, cuts: this.cuts, promoted, refused: this.refused,
+      steps: this.workload.steps, operations: this.workload.operations, refusals: this.a.asked.refusals + this.b.asked.refusals,
+    };
   }
 
   private crash(host: SimHost, kind: 'power' | 'kill'): void {
@@ -126,8 +141,32 @@ export class PairRun {
     for (let i = 0; i < steps && this.serving; i++) {
       this.a.node.attempt(() => workload.step());
       this.pass(random.unit() * pace);
+      if (random.chance(0.06)) this.cut();
+      if (random.chance(0.03)) this.watch();
       if (workload.full) this.advance(() => !this.serving || !workload.full);
     }
+  }
+
+  /** A client reads from the secondary, or ends to: removals and shrinks have to close its connection. */
+  private watch(): void {
+    const { b, random } = this;
+    const devices = [...b.model.state.devices.values()];
+    if (b.path === undefined || b.client === undefined || devices.length === 0) return;
+    const view = b.view(random.pick(devices));
+    if (view === undefined || b.asked.connected > 3) b.asked.disconnect(b.path.blocks);
+    else b.asked.connect(b.path.blocks, view);
+  }
+
+  /** Whatever the secondary has by now, it is what the primary had at that LSN. */
+  private cut(): void {
+    const { a, b } = this;
+    const last = b.model.entries.at(-1);
+    if (!b.alive || b.client === undefined || last?.certain !== true) return;
+    const then = a.model.stateAt(last.endLsn, last.epochId);
+    if (then === undefined) return;
+    this.cuts++;
+    compareStates(then, b.model.state, `at LSN ${last.endLsn}`);
+    b.asked.checkConnections();
   }
 
   /** A crash of one or both, or a cut, at a random moment; then all runs again. */
@@ -158,6 +197,7 @@ export class PairRun {
         a.node.attempt(() => this.workload.step());
         this.pass(random.unit() * 500);
       }
+      this.verifyCutOff();
       world.network.heal('a', 'b');
     }
   }
@@ -177,6 +217,16 @@ export class PairRun {
     host.crash('power');
     this.crashes++;
     this.start(host);
+  }
+
+  /** The secondary has no link and some earlier state: it has to serve exactly that. */
+  private verifyCutOff(): void {
+    const { b } = this;
+    if (!b.alive || b.client === undefined || this.random.chance(0.5)) return;
+    this.advance(() => b.group.appliedLsn === b.group.journal.appendedLsn);
+    this.cut();
+    b.compareTree();
+    this.verify(b);
   }
 
   /** Until the secondary has applied all that the primary has, or is refused for good. */
@@ -210,13 +260,7 @@ export class PairRun {
     const epoch = one.epochs.at(-1)!.id;
     if (one.tree.digest(epoch) !== other.tree.digest(epoch)) throw new Error('the trees differ');
     if (JSON.stringify(one.epochs) !== JSON.stringify(other.epochs)) throw new Error(`the epochs differ: ${JSON.stringify(one.epochs)} and ${JSON.stringify(other.epochs)}`);
-    for (const device of a.model.state.devices.values()) {
-      const mirror = b.model.state.devices.get(device.id);
-      if (mirror === undefined || mirror.sizeBytes !== device.sizeBytes) throw new Error(`device ${device.id} differs`);
-      for (const index of new Set([...device.blocks.keys(), ...mirror.blocks.keys()])) {
-        if (!equal(device.blocks.get(index) ?? ZERO_BLOCK, mirror.blocks.get(index) ?? ZERO_BLOCK)) throw new Error(`block ${index} of device ${device.id} was shipped otherwise`);
-      }
-    }
+    compareStates(a.model.state, b.model.state, `at LSN ${want.lsn}`);
     a.compareTree();
     b.compareTree();
     // Nothing on the simulated network damages a batch.
@@ -267,5 +311,17 @@ export class PairRun {
     this.start(b);
     this.advance(() => b.group.role === 'primary');
     this.verify(b);
+  }
+}
+
+/** Device by device, block by block: what was shipped is what was journaled. */
+function compareStates(one: ModelState, other: ModelState, where: string): void {
+  const [here, there] = [one.facts.join('\n'), other.facts.join('\n')];
+  if (here !== there) throw new Error(`${where} the primary has\n${here}\nthe secondary\n${there}`);
+  for (const device of one.devices.values()) {
+    const mirror = other.devices.get(device.id)!;
+    for (const index of new Set([...device.blocks.keys(), ...mirror.blocks.keys()])) {
+      if (!equal(blockOf(device, index), blockOf(mirror, index))) throw new Error(`${where} block ${index} of device ${device.id} was shipped otherwise`);
+    }
   }
 }

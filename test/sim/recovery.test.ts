@@ -8,6 +8,7 @@ import type { ControlRequest } from '../../src/control/port.js';
 import { GROUP, SimHost, SMALL } from './cluster.js';
 import type { Peering } from './cluster.js';
 import { equal } from './model.js';
+import { Rig } from './rig.js';
 import { Workload } from './workload.js';
 import { World } from './world.js';
 
@@ -276,3 +277,24 @@ for (const [restarts, words] of [[1, 'as many'], [4, 'more']] as const) {
     });
   }
 }
+
+t.test('a journal that failed is noted at the latest by the stop, so that the next start does not call the history whole', async (t) => {
+  const rig = Rig.started(5);
+  rig.create('v', MIB);
+  const { faults } = rig.host.node.disk;
+  faults.rates = { ...faults.rates, lossPerPage: 1 };
+  let failedNotes = 0;
+  faults.hook = ({ op, path }) => {
+    if (op === 'fdatasync' && path.includes('/journal/')) return 5;
+    // The first attempt to note it finds no room, either.
+    return op === 'pwrite' && path.includes('state.json') && failedNotes++ === 0 ? 28 : 0;
+  };
+  t.not(rig.ask('v', 'write', 0, 4096, { fua: true }), 0);
+  t.equal(rig.host.group.role, 'stopped');
+  t.equal(failedNotes, 1, 'the failure could not be noted');
+  rig.stop();
+  faults.hook = undefined;
+  t.equal(rig.tryStart(), undefined);
+  t.equal(rig.host.group.epochs.at(-1)!.lossless, false, 'the next epoch says that something may be lost');
+  rig.dispose();
+});

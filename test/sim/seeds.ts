@@ -59,16 +59,17 @@ function ofPowerLoss(results: readonly RunResult[]): string {
 }
 
 function ofPairs(results: readonly PairResult[]): string {
-  return `${sum(results, (r) => r.starts)} starts, ${sum(results, (r) => r.crashes)} crashes, ${sum(results, (r) => r.compared)} comparisons, ` +
+  return `${sum(results, (r) => r.starts)} starts, ${sum(results, (r) => r.crashes)} crashes, ${sum(results, (r) => r.steps)} steps, ${sum(results, (r) => r.operations)} operations (${sum(results, (r) => r.refusals)} refused), ` +
+    `${sum(results, (r) => r.compared)} comparisons of both nodes, ${sum(results, (r) => r.cuts)} cuts on the way, ` +
     `${results.filter((r) => r.promoted).length} take-overs, ${results.filter((r) => r.refused !== undefined).length} refused` +
     ` (${[...new Set(results.map((r) => r.refused?.replace(/\d+/g, 'N')).filter((words) => words !== undefined))].join('; ')})`;
 }
 
-const started = process.hrtime.bigint();
+const started = process.cpuUsage();
 let failed: number[];
 let words: string;
 if (pairs) {
-  const ran = runAll((seed) => new PairRun(seed, inMemory).run());
+  const ran = runAll((seed) => new PairRun(seed, steps, inMemory).run());
   failed = ran.failed;
   words = ofPairs(ran.results);
 } else {
@@ -76,7 +77,8 @@ if (pairs) {
   failed = ran.failed;
   words = ofPowerLoss(ran.results);
 }
-const ms = Number((process.hrtime.bigint() - started) / 1_000_000n);
-console.log(`${count} ${pairs ? 'pairs' : 'seeds'} in ${(ms / 1000).toFixed(1)} s (${(ms / count).toFixed(1)} ms each): ${words}`);
+const { user, system } = process.cpuUsage(started);
+const ms = (user + system) / 1000;
+console.log(`${count} ${pairs ? 'pairs' : 'seeds'} in ${(ms / 1000).toFixed(1)} s of processor time (${(ms / count).toFixed(0)} ms each): ${words}`);
 if (failed.length > 0) console.log(`FAILED: ${failed.length} seeds: ${failed.join(' ')}`);
 process.exitCode = failed.length > 0 ? 1 : 0;
