@@ -149,7 +149,8 @@ export class Exports {
         const missed = reader.resolve(device, first, count, this.layers);
         if (missed !== 0) {
           reader.loadNode(missed, (result) => {
-            if (result < 0) done(result);
+            const refused = result < 0 ? result : reader.outside(device, end);
+            if (refused < 0) done(refused);
             else step();
           });
           return;

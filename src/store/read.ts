@@ -77,7 +77,8 @@ export class BlockReader {
   /**
    * The same, waiting for disks on a helper. `done` gets 0 or −errno, never
    * before this returns. The device as it is now is read; writes that come
-   * later may or may not show, as NBD allows.
+   * later may or may not show, as NBD allows. Where a marker removed or shrank
+   * the device meanwhile, the answer is as `outside` says.
    */
   read(device: StoredDevice, offset: number, length: number, buffer: number, done: (result: number) => void): void {
     this.missed++;
@@ -89,6 +90,11 @@ export class BlockReader {
       if (generation !== this.generation) this.callWaiters();
     };
     const attempt = (): void => {
+      const refused = this.outside(device, offset + length);
+      if (refused !== 0) {
+        this.reactor.after(0, () => finish(refused));
+        return;
+      }
       let missed: number;
       try {
         missed = this.plan(device, offset, length, buffer, true);
@@ -128,6 +134,15 @@ export class BlockReader {
       });
     };
     attempt();
+  }
+
+  /**
+   * 0, or −errno when [.., end) of the device cannot be read any more: whoever
+   * waited for a map node has to ask, for a marker may have come meanwhile.
+   */
+  outside(device: StoredDevice, end: number): number {
+    if (this.store.find(device.id) !== device) return -Errno.ESHUTDOWN;
+    return end > device.sizeBytes ? -Errno.EINVAL : 0;
   }
 
   /** Damage was found on the disk: the group has to stop. */

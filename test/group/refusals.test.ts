@@ -44,6 +44,7 @@ t.test('an epoch whose reason is too long for its marker begins with a shorter o
 
 /** Performs the operation without the judgement of operations.ts. */
 function perform(rig: Rig, operation: Operation): void {
+  rig.host.asked.judging = false;
   rig.host.group.perform(operation);
 }
 
@@ -273,4 +274,28 @@ t.test('unaligned writes that wait for a disk end when their device is restored,
   t.ok(ofV.every((one) => one.errno === 108), ofV.map((one) => one.errno).join(' '));
   t.ok(ofW.every((one) => one.errno === 0), ofW.map((one) => one.errno).join(' '));
   rig.verify();
+});
+
+// ---- reads that waited --------------------------------------------------------------------------------
+
+t.test('reads and block status that wait for the map while their device is shrunk or removed end with an errno', async (t) => {
+  for (const operation of ['resize', 'remove'] as const) {
+    const rig = Rig.started(13);
+    t.teardown(() => rig.dispose());
+    rig.create('v', 8 * MIB);
+    t.equal(rig.ask('v', 'write', 5 * MIB, 4096), 0);
+    rig.flushTo('checkpoint');
+    const { map } = rig.host.group.content.store;
+    map.evict(0);
+    const read = rig.submit('v', 'read', 5 * MIB, 4096);
+    let pairs: number | undefined;
+    rig.host.path!.blocks.extents(rig.host.view(rig.device('v'))!, 4 * MIB, 4 * MIB, new Float64Array(16), (count) => (pairs = count));
+    t.same([read.errno, pairs], [-1, undefined], 'both wait for the disk');
+    const waiting = { wait: 'durable' as const, waitSeconds: 10 };
+    rig.host.command(operation === 'resize'
+      ? { op: 'resize', group: GROUP, device: 'v', sizeBytes: MIB, force: true, ...waiting }
+      : { op: 'remove', group: GROUP, device: 'v', withSnapshots: false, force: true, ...waiting });
+    rig.run(() => read.errno >= 0 && pairs !== undefined);
+    t.same([read.errno, pairs], operation === 'resize' ? [22, -22] : [108, -108]);
+  }
 });

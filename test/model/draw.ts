@@ -169,14 +169,19 @@ class Draw {
 
   resize(): OperationRequest {
     const { random, group } = this;
-    const device = random.pick(this.all);
+    // What has an odd size was probably shrunk: growing it again must bring nothing back.
+    const odd = this.all.filter((one) => !SIZES.includes(one.sizeBytes));
+    const device = odd.length > 0 && random.chance(0.5) ? random.pick(odd) : random.pick(this.all);
+    const { sizeBytes: old } = device;
     const roll = random.unit();
     let sizeBytes: number;
-    if (roll < 0.4) sizeBytes = this.size();
-    else if (roll < 0.7) sizeBytes = Math.max(BLOCK, device.sizeBytes + (random.between(-700, 700) * BLOCK));
-    else if (roll < 0.8) sizeBytes = Math.max(BLOCK, Math.floor(drawPlace(random, device.sizeBytes, BLOCK) / BLOCK) * BLOCK);
-    else if (roll < 0.97) sizeBytes = Math.max(1, Math.round(device.sizeBytes / LEAF) + random.between(-2, 3)) * LEAF;
-    else sizeBytes = device.sizeBytes;
+    if (roll < 0.3) sizeBytes = this.size();
+    else if (roll < 0.45) sizeBytes = old + random.between(-700, 700) * BLOCK;
+    else if (roll < 0.65) sizeBytes = floorTo(drawPlace(random, old, BLOCK), BLOCK);
+    else if (roll < 0.85) sizeBytes = old + Math.ceil(random.logUniform(1, 5 * MIB / BLOCK)) * BLOCK;
+    else if (roll < 0.97) sizeBytes = (Math.round(old / LEAF) + random.between(-2, 3)) * LEAF;
+    else sizeBytes = old;
+    sizeBytes = Math.max(BLOCK, sizeBytes);
     return { op: 'resize', group, device: random.chance(0.02) ? 'nobody' : this.state.nameOf(device), sizeBytes, force: random.chance(0.85), ...WAITING };
   }
 

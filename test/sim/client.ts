@@ -8,6 +8,7 @@
  */
 import type { NodeBlocks } from '../../src/group/blocks.js';
 import type { DeviceView } from '../../src/group/service.js';
+import type { Operation } from '../../src/group/record.js';
 import { RequestFlag, RequestKind } from '../../src/group/requests.js';
 import type { Arena } from '../../src/io/arena.js';
 import { BLOCK, blockOf, contentOf } from './model.js';
@@ -38,6 +39,8 @@ interface Open {
   readonly versions: Uint8Array[];
   /** The device went away or became something else altogether. */
   gone: boolean;
+  /** Write: an operation replaced what it was meant for, and its client was disconnected. It may not come out any more. */
+  cut: boolean;
   readonly done: (errno: number) => void;
 }
 
@@ -102,7 +105,7 @@ export class SimClient {
     if (what.data !== undefined) this.arena.u8.set(what.data, buffer);
     const device = this.model.state.devices.get(view.id);
     this.open.set(slot, {
-      ...what, zeros: isZeros(what.data), device: view.id, buffer, journaled: 0, endLsn: 0, target: this.acknowledgedEnd, gone: device === undefined, done,
+      ...what, zeros: isZeros(what.data), device: view.id, buffer, journaled: 0, endLsn: 0, target: this.acknowledgedEnd, gone: device === undefined, cut: false, done,
       versions: [],
     });
     this.blocks.submit(view, slot);
@@ -173,6 +176,7 @@ export class SimClient {
   /** A record is about to change the device: some request under way must have asked for exactly that. */
   private explain(record: ModelRecord, entry: ModelEntry, before: ModelState): void {
     this.keepVersions(record, before);
+    if (record.kind === 'marker') this.cutOff(record.operation, before);
     if (record.kind === 'marker' || !this.writable()) return;
     const device = before.devices.get(record.device);
     const start = record.first * BLOCK;
@@ -181,7 +185,7 @@ export class SimClient {
     if (device.protected && device.kind === 'snapshot') throw new Error(`a record at LSN ${entry.lsn} changes device ${record.device}, a protected snapshot`);
     let explained = false;
     for (const request of this.open.values()) {
-      if (request.device !== record.device || (request.kind !== 'write' && request.kind !== 'zero')) continue;
+      if (request.cut || request.device !== record.device || (request.kind !== 'write' && request.kind !== 'zero')) continue;
       const from = Math.max(start, request.offset);
       const to = Math.min(start + bytes, request.offset + request.length);
       // Requests that write zeros look alike: what another one did later is not counted for one that is complete.
@@ -195,6 +199,11 @@ export class SimClient {
       explained = true;
     }
     if (!explained) throw new Error(`a record at LSN ${entry.lsn} changes ${start}+${bytes} of device ${record.device} as no request under way asked`);
+  }
+
+  private cutOff(operation: Operation, before: ModelState): void {
+    const over = replacedBy(operation, before);
+    for (const request of this.open.values()) if (over.includes(request.device)) request.cut = true;
   }
 
   /** What reads under way may return from before the record. */
@@ -217,6 +226,22 @@ export class SimClient {
         request.versions.push(contentOf(device, request.offset, request.length));
       }
     }
+  }
+}
+
+/** Devices whose writers are disconnected by the operation: what these were not answered yet must not come out behind it. */
+function replacedBy(operation: Operation, before: ModelState): number[] {
+  switch (operation.op) {
+    case 'assign':
+      return operation.pairs.map((pair) => pair.target);
+    case 'resize':
+      return operation.sizeBytes < before.devices.get(operation.device)!.sizeBytes ? [operation.device] : [];
+    case 'protect':
+      return operation.on ? operation.devices.filter((id) => before.devices.get(id)!.kind === 'snapshot') : [];
+    case 'remove':
+      return operation.devices;
+    default:
+      return [];
   }
 }
 

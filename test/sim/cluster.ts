@@ -254,7 +254,7 @@ export class SimHost {
   /** Carries a control request out; the result shows up later. */
   command(request: ControlRequest): { reply?: unknown; error?: unknown; ended: boolean } {
     const outcome: { reply?: unknown; error?: unknown; ended: boolean } = { ended: false };
-    const asked = isOperation(request) ? this.asked.ask(request) : undefined;
+    const asked = isOperation(request) && this.asked.judging ? this.asked.ask(request) : undefined;
     this.node.attempt(() => this.commands!.handle(request, {
       done: (reply) => {
         outcome.reply = reply;

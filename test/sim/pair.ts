@@ -63,7 +63,7 @@ export class PairRun {
     this.a = new SimHost(this.world, 'a', drawSizes(this.random), { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0);
     this.b = new SimHost(this.world, 'b', { ...drawSizes(this.random), maxBatchPayload: SMALL.maxBatchPayload }, { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1);
     if (inMemory) for (const host of this.random.pick([[this.a], [this.b], [this.a, this.b]])) host.volatile();
-    this.workload = new Workload(this.a, this.random.fork(201), { ...MIXED, maxInFlight: this.random.pick([4, 16]), operations: this.random.pick([0.05, 0.3]) });
+    this.workload = new Workload(this.a, this.random.fork(201), { ...MIXED, maxInFlight: this.random.pick([4, 16]), operations: this.random.pick([0.1, 0.3, 0.5]) });
     for (const host of [this.a, this.b]) {
       const crashed = host.node.onCrash!;
       host.node.onCrash = (kind) => {

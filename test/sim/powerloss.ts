@@ -86,7 +86,7 @@ export class PowerLossRun {
     this.operator = this.world.random.fork(102);
     this.host = new SimHost(this.world, 'node', drawSizes(this.random));
     this.workload = new Workload(this.host, this.random.fork(101), {
-      ...MIXED, maxInFlight: this.random.pick([1, 4, 16, 48]), operations: this.random.pick([0.03, 0.12, 0.4]),
+      ...MIXED, maxInFlight: this.random.pick([1, 4, 16, 48]), operations: this.random.pick([0.1, 0.25, 0.5]),
       largestWrite: this.random.pick([96 * KIB, 96 * KIB, 96 * KIB, 2 * MIB]),
     });
     if (inMemory) this.host.volatile();
@@ -107,7 +107,7 @@ export class PowerLossRun {
       for (let cycle = 0; cycle < cycles || (this.workload.steps < this.steps && cycle < MAX_CYCLES); cycle++) {
         this.setFaults(drawFaults(this.random));
         if (!this.startThroughCrashes()) continue;
-        if (this.random.chance(0.7)) this.verify();
+        if (this.random.chance(0.4)) this.verify();
         if (this.host.alive) this.workUntilCrash();
       }
       this.finish();
@@ -183,7 +183,9 @@ export class PowerLossRun {
         this.crash();
       });
     }
-    const steps = random.between(5, 150);
+    let steps = random.between(5, 150);
+    // The last cycle does what is left, or a little more.
+    if (this.steps > workload.steps) steps = Math.min(steps, this.steps - workload.steps + 5);
     const pace = random.pick([20, 200, 2000]);
     for (let i = 0; i < steps && here() && !crashed; i++) {
       if (host.group.role !== 'primary') break;

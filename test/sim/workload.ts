@@ -29,7 +29,7 @@ export const MIXED: WorkloadOptions = { limits: LIMITS, maxInFlight: 16, operati
 const MAX_CONNECTIONS = 2;
 const PIECE = 128 * KIB;
 /** Devices of more pieces are not read whole. */
-const FEW_PIECES = 96;
+const FEW_PIECES = 16;
 /** Places of a large device that are read although the model says zero. */
 const ZERO_PLACES = 8;
 
