@@ -10,7 +10,7 @@ import { parseExportName } from '../base/names.js';
 import { ControlClient, ControlError } from '../control/client.js';
 import type { Waits } from '../control/client.js';
 import type { OperationReply } from '../control/schema.js';
-import type { AttachSystem } from './commands/attach.js';
+import type { AttachSystem } from './attach-system.js';
 import type { FreezeSystem } from './freeze.js';
 import { formatMilliseconds } from './render/words.js';
 

@@ -18,6 +18,8 @@ export interface DevicePaths {
 
 export const DEVICE_PATHS: DevicePaths = { dev: '/dev', sysBlock: '/sys/block' };
 const MAX_INDEX = 2 ** 20;
+/** The unit of sizes in /sys, whatever the device's blocks are. */
+const SECTOR_BYTES = 512;
 
 /** N of "/dev/nbdN" or "nbdN"; undefined for other words. */
 export function deviceIndex(words: string): number | undefined {
@@ -38,6 +40,16 @@ export function backendOf(paths: DevicePaths, index: number): string | undefined
     return text === '' ? undefined : text;
   } catch (error) {
     if (isMissing(error)) return undefined;
+    throw error;
+  }
+}
+
+/** What size the kernel takes the device for, in bytes; 0 when nothing is attached. Throws OperatorError. */
+export function sizeOf(paths: DevicePaths, index: number): number {
+  try {
+    return Number(readFileSync(join(paths.sysBlock, `nbd${index}`, 'size'), 'utf8')) * SECTOR_BYTES;
+  } catch (error) {
+    if (isMissing(error)) throw new OperatorError('nbd/not-found', `there is no ${devicePath(index)}`);
     throw error;
   }
 }

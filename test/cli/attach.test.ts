@@ -4,13 +4,14 @@ import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import t from 'tap';
 import { OperatorError } from '../../src/base/errors.js';
-import type { AttachSystem } from '../../src/cli/commands/attach.js';
-import { REAL_SYSTEM, identifierOf } from '../../src/cli/commands/attach.js';
+import type { AttachSystem } from '../../src/cli/attach-system.js';
+import { REAL_SYSTEM } from '../../src/cli/attach-system.js';
+import { identifierOf } from '../../src/cli/nbd-backends.js';
 import { deviceIndex } from '../../src/cli/nbd-devices.js';
 import { HANDSHAKE_ARENA_BYTES, shakeHands } from '../../src/cli/nbd-handshake.js';
 import type { NbdConnectOptions, NbdDeviceSettings } from '../../src/io/netlink.js';
 import { RealIo } from '../../src/io/real.js';
-import { nodeStatus } from '../control/fake-port.js';
+import { device, nodeStatus, operation } from '../control/fake-port.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 import type { Cli, Result } from './harness.js';
 import { openCli, runCli } from './harness.js';
@@ -63,6 +64,8 @@ interface Bench {
   readonly system: AttachSystem;
   /** What the kernel shows as /sys/block/nbdN/backend. */
   backend(index: number, text: string): void;
+  /** Likewise its size. */
+  size(index: number, bytes: number): void;
   run(...argv: string[]): Promise<Result>;
 }
 
@@ -81,8 +84,22 @@ function bench(): Bench {
   return {
     kernel, system,
     backend: (index, text) => writeFileSync(join(paths.sysBlock, `nbd${index}`, 'backend'), `${text}\n`),
+    size: (index, bytes) => writeFileSync(join(paths.sysBlock, `nbd${index}`, 'size'), `${bytes / 512}\n`),
     run: (...argv) => runCli(argv, { attachSystem: system }),
   };
+}
+
+/** A kernel that takes new sizes, with g/vol of 512 KiB on nbd1. */
+function sized(): Bench {
+  const one = bench();
+  one.backend(1, ID);
+  one.size(1, 2 ** 19);
+  const { reconfigure } = one.kernel;
+  one.kernel.reconfigure = (index, settings) => {
+    reconfigure.call(one.kernel, index, settings);
+    if (settings.sizeBytes !== undefined) one.size(index, settings.sizeBytes);
+  };
+  return one;
 }
 
 const at = (name: string): string => `unix:${join(directory, name)}`;
@@ -194,11 +211,82 @@ t.test('a device is given new connections only for the same content', async (t) 
   kernel.whileConnected = ([fd]) => void (answered = flushOn(fd));
   t.match(await run('attach', '--reconnect', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 0, out: /^reconnected g\/vol as \/dev\/nbd1/ });
   t.equal(answered, 0);
-  t.match(kernel.reconfigured, [[1, { identifier: ID, timeoutSeconds: 30, deadTimeoutSeconds: 300 }]]);
+  t.match(kernel.reconfigured, [[1, { identifier: ID, sizeBytes: 2 ** 20, timeoutSeconds: 30, deadTimeoutSeconds: 300 }]]);
   backend(1, 'lockstep:g/changed 5f:1 ab:4096');
   t.match(await run('attach', '--reconnect', 'g/changed', '/dev/nbd1', '--server', at('good')), { code: 2, err: /is not what \/dev\/nbd1 was attached to any more: it was restored, replaced or rewound/ });
+  backend(1, 'lockstep:g/changed 5f:9 ab:4096');
   t.match(await run('attach', '--reconnect', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 2, err: /attached to g\/changed, not to g\/vol/ });
   t.equal(kernel.reconfigured.length, 1);
+});
+
+t.test('the kernel is told the present size of what is attached, by the server or by the daemon', async (t) => {
+  for (const words of [[], ['g/vol'], ['/dev/nbd1']]) {
+    const { kernel, run } = sized();
+    const result = await run('attach', '--resize', ...words, '--server', at('good'));
+    t.match(result, { code: 0, out: /^\/dev\/nbd1 \(g\/vol\) has 1 MiB now; before: 512 KiB; now grow what is on it/, err: '' });
+    t.strictSame(kernel.reconfigured, [[1, { sizeBytes: 2 ** 20, identifier: ID }]], 'nothing else is changed');
+    t.match(await run('--json', 'attach', '--resize', ...words, '--server', at('good')), { code: 0, out: '{"devices":[{"device":"/dev/nbd1","export":"g/vol","beforeBytes":1048576,"sizeBytes":1048576}]}\n' });
+    t.equal(kernel.reconfigured.length, 1, 'a size that it knows is not told again');
+    t.equal(kernel.closed, 2);
+  }
+  const { system, kernel } = sized();
+  const cli = await openCli(t, { attachSystem: system });
+  cli.port.answers.devices = () => ({ group: 'g', lsn: 1, devices: [device({ id: 1, name: 'vol', sizeBytes: 2 ** 21, continuity: 'ab:4096' })] });
+  t.match(await cli.run('attach', '--resize'), { code: 0, out: /has 2 MiB now/ });
+  t.strictSame(kernel.reconfigured, [[1, { sizeBytes: 2 ** 21, identifier: ID }]]);
+  cli.port.answers.devices = () => ({ group: 'g', lsn: 1, devices: [device({ id: 1, name: 'vol', continuity: 'ab:8192' })] });
+  t.match(await cli.run('attach', '--resize'), { code: 2, err: /g\/vol is not what \/dev\/nbd1 was attached to any more: it was restored, shrunk/ });
+});
+
+t.test('a size is not told to the wrong device, and what goes wrong is said', async (t) => {
+  const { kernel, run, backend, size } = sized();
+  t.match(await run('attach', '--resize', 'g/other'), { code: 2, err: /g\/other is attached to no device that the kernel names/ });
+  t.match(await run('attach', '--resize', '/dev/nbd2'), { code: 2, err: /nothing of Lockstep is attached to \/dev\/nbd2 that the kernel names/ });
+  t.match(await run('attach', '--resize', 'g/vol', '/dev/nbd1'), { code: 2, err: /name GROUP\/DEVICE or \/dev\/nbdN, not both/ });
+  t.match(await run('attach'), { code: 2, err: /name what to attach/ });
+  t.match(await bench().run('attach', '--resize'), { code: 2, err: /no Lockstep device is attached here/ });
+  backend(1, 'lockstep:g/changed 5f:1 ab:4096');
+  t.match(await run('attach', '--resize', '--server', at('good')), { code: 2, err: /g\/changed is not what \/dev\/nbd1 was attached to any more/ });
+  t.strictSame(kernel.reconfigured, []);
+  // One of several that cannot be told does not keep the other from it.
+  backend(2, ID);
+  size(2, 2 ** 19);
+  t.match(await run('attach', '--resize', '--server', at('good')), { code: 1, out: /^\/dev\/nbd2 \(g\/vol\) has 1 MiB now/, err: /g\/changed is not what/ });
+  kernel.reconfigure = () => {};
+  size(2, 2 ** 19);
+  t.match(await run('attach', '--resize', '/dev/nbd2', '--server', at('good')), { code: 2, err: /the kernel keeps \/dev\/nbd2 at 512 KiB; detach it and attach it anew/ });
+});
+
+t.test('resize tells the devices of this machine that are the resized one, and says who does not know yet', async (t) => {
+  const { system, kernel, backend, size } = sized();
+  backend(0, 'lockstep:g/vol 77:1 cd:4096'); // another cluster's, of the same name and id, but not of the same history
+  backend(2, 'lockstep:g/vol@s 5f:2 ab:4096');
+  size(2, 2 ** 19);
+  const cli = await openCli(t, { attachSystem: system });
+  const entry = device({ id: 1, name: 'vol', sizeBytes: 2 ** 21, continuity: 'ab:4096' });
+  cli.port.answers.resize = () => operation({ device: entry, devices: [entry] });
+  t.match(await cli.run('resize', 'g/vol', '2M'), { code: 0, out: /^g\/vol has 2 MiB now at LSN .*\n\/dev\/nbd1 \(g\/vol\) has 2 MiB now; before: 512 KiB/, err: '' });
+  t.strictSame(kernel.reconfigured, [[1, { sizeBytes: 2 ** 21, identifier: ID }]]);
+  t.match(JSON.parse((await cli.run('--json', 'resize', 'g/vol', '2M')).out), { lsn: 12_288, attached: [{ device: '/dev/nbd1', sizeBytes: 2 ** 21 }] });
+  size(1, 2 ** 19);
+  kernel.reconfigure = () => { throw new OperatorError('nbd/not-root', 'to change /dev/nbd1 needs root (CAP_SYS_ADMIN)'); };
+  t.match(await cli.run('resize', 'g/vol', '2M'), { code: 0, err: /\/dev\/nbd1 does not know the new size yet: to change \/dev\/nbd1 needs root \(CAP_SYS_ADMIN\); then run: lockstep attach --resize g\/vol/ });
+});
+
+t.test('a volume that was renamed meanwhile is reconnected and resized under the name that the kernel knows', async (t) => {
+  const { kernel, run, backend, size, system } = sized();
+  const old = 'lockstep:g/before 5f:1 ab:4096';
+  await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good'));
+  backend(1, old);
+  t.match(await run('attach', '--reconnect', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 0 });
+  const cli = await openCli(t, { attachSystem: system });
+  const entry = device({ id: 1, name: 'vol', sizeBytes: 2 ** 21, continuity: 'ab:4096' });
+  cli.port.answers.devices = () => ({ group: 'g', lsn: 1, devices: [device({ id: 2, name: 'before' }), entry] });
+  cli.port.answers.resize = () => operation({ device: entry, devices: [entry] });
+  t.match(await cli.run('attach', '--resize'), { code: 0, out: /has 2 MiB now/ });
+  size(1, 2 ** 19);
+  t.match(await cli.run('resize', 'g/vol', '2M'), { code: 0, out: /\/dev\/nbd1 .*has 2 MiB now/ });
+  t.strictSame(kernel.reconfigured.map(([, settings]) => settings.identifier), [old, old, old]);
 });
 
 t.test('detach finds the device by its path or by what is attached to it', async (t) => {

@@ -3,6 +3,7 @@ import { run, waitFor } from '../harness/process.js';
 import { expectEqual, filesystemSurvivesKills } from './filesystem.js';
 import { fsckCommand, mkfsCommand, type Filesystem } from './filesystems.js';
 import { freezeMakesWholeSnapshots, freezeNeverStays, freezeRefuses } from './freezing.js';
+import { growsWhileMounted } from './growing.js';
 import type { GuestShell } from './guest-shell.js';
 import { PORT, REQUEST_SECONDS, detach, guestAddress, lockstepInGuest, lockstepServer, nbdkitServer, waitSize, type ServerUnderTest } from './server.js';
 
@@ -164,6 +165,8 @@ export const SCENARIOS: Readonly<Record<string, (context: Context) => Promise<vo
   'attach': attachOutlivesTheCli,
   'reconnect': reconnectHidesAKill,
   'large': largeVolumeHasItsSize,
+  'grow-ext4': growsWhileMounted('ext4'),
+  'grow-xfs': growsWhileMounted('xfs'),
   'freeze-ext4': freezeMakesWholeSnapshots('ext4'),
   'freeze-xfs': freezeMakesWholeSnapshots('xfs'),
   'freeze-ends': freezeNeverStays,

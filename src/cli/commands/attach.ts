@@ -10,34 +10,19 @@ import type { Command } from 'commander';
 import { formatAddress } from '../../base/address.js';
 import { OperatorError } from '../../base/errors.js';
 import { formatSize } from '../../base/units.js';
-import type { Io } from '../../io/io.js';
-import { NbdNetlink } from '../../io/netlink.js';
-import { RealIo, setBlocking } from '../../io/real.js';
 import { NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_READ_ONLY } from '../../vendor/nbd-protocol-ts/index.js';
 import type { NegotiatedExport } from '../../vendor/nbd-protocol-ts/index.js';
+import { REAL_SYSTEM } from '../attach-system.js';
+import type { AttachSystem, NbdKernel } from '../attach-system.js';
 import { deviceArgument, wholeNumber } from '../context.js';
 import type { Context } from '../context.js';
-import { DEVICE_PATHS, backendOf, backends, deviceIndex, devicePath, flushUnused } from '../nbd-devices.js';
-import type { DevicePaths } from '../nbd-devices.js';
-import { HANDSHAKE_ARENA_BYTES, shakeHands } from '../nbd-handshake.js';
+import { attachedExport, attachments, identifierOf, idsOf } from '../nbd-backends.js';
+import { backendOf, deviceIndex, devicePath, flushUnused } from '../nbd-devices.js';
+import { shakeHands } from '../nbd-handshake.js';
 import type { Connection } from '../nbd-handshake.js';
+import { resizeAttached } from '../nbd-resize.js';
 import { serverAddress } from '../nbd-server.js';
 import type { Register } from '../program.js';
-
-/** What attach needs of the machine; tests bring their own kernel. */
-export interface AttachSystem {
-  openKernel(): Pick<NbdNetlink, 'connect' | 'reconfigure' | 'disconnect' | 'status' | 'close'>;
-  openIo(): Io;
-  setBlocking(fd: number): void;
-  readonly paths: DevicePaths;
-}
-
-export const REAL_SYSTEM: AttachSystem = {
-  openKernel: () => NbdNetlink.open(),
-  openIo: () => RealIo.create({ arenaBytes: HANDSHAKE_ARENA_BYTES }),
-  setBlocking: (fd) => setBlocking(fd, true),
-  paths: DEVICE_PATHS,
-};
 
 export interface AttachReply {
   /** "/dev/nbd0" */
@@ -59,13 +44,14 @@ interface AttachOptions {
   readonly deadTimeout: string;
   readonly connections: string;
   readonly reconnect?: boolean;
+  readonly resize?: boolean;
 }
 
 const MIN_BLOCK_BYTES = 512;
 const MAX_BLOCK_BYTES = 4096;
 
 export function registerAttachment(program: Command, register: Register): void {
-  program.command('attach <group/device> [/dev/nbdN]')
+  program.command('attach [group/device] [/dev/nbdN]')
     .description("attach a volume or snapshot to the kernel's nbd driver; without a device name the kernel picks one")
     .option('--server <address>', 'unix:/PATH or tcp:HOST:PORT of the NBD server; default: as the daemon says')
     .option('--block-size <bytes>', 'logical block size, 512 to 4096; default: as the server prefers')
@@ -73,6 +59,7 @@ export function registerAttachment(program: Command, register: Register): void {
     .option('--dead-timeout <seconds>', 'how long requests wait for a new connection before they fail', '300')
     .option('--connections <number>', 'connections to make', '1')
     .option('--reconnect', 'give a device that is attached already, and whose connections died, new ones')
+    .option('--resize', 'attach nothing: tell the kernel the present size of what is attached already; of all without a name')
     .action(register(attach));
   program.command('detach </dev/nbdN|group/device>')
     .description('detach a device, after writing back what the kernel still holds')
@@ -80,7 +67,9 @@ export function registerAttachment(program: Command, register: Register): void {
     .action(register(detach));
 }
 
-async function attach(context: Context, options: AttachOptions, name: string, deviceWords?: string): Promise<void> {
+async function attach(context: Context, options: AttachOptions, name?: string, deviceWords?: string): Promise<void> {
+  if (options.resize === true) return resizeAttached(context, options.server, name, deviceWords);
+  if (name === undefined) throw new OperatorError('usage', 'name what to attach: lockstep attach GROUP/DEVICE');
   const { group, device } = deviceArgument(name);
   const exportName = `${group}/${device}`;
   const index = deviceWords === undefined ? undefined : indexArgument(deviceWords);
@@ -106,8 +95,8 @@ async function attach(context: Context, options: AttachOptions, name: string, de
     const identifier = identifierOf(exportName, facts.description);
     let attached: number;
     if (options.reconnect === true && index !== undefined) {
-      sameContent(system, index, exportName, identifier);
-      kernel.reconfigure(index, { sockets, identifier, ...times });
+      // The kernel wants the text that it was attached with, though the volume may have another name by now.
+      kernel.reconfigure(index, { sockets, identifier: sameContent(system, index, exportName, identifier), sizeBytes: facts.sizeBytes, ...times });
       attached = index;
     } else {
       attached = kernel.connect({
@@ -155,7 +144,7 @@ function blockSizeArgument(words: string): number {
 }
 
 /** Refuses what the kernel would refuse too, with better words, and before the server is troubled. */
-function checkTarget(system: AttachSystem, kernel: Pick<NbdNetlink, 'status'>, index: number, exportName: string, reconnect: boolean): void {
+function checkTarget(system: AttachSystem, kernel: NbdKernel, index: number, exportName: string, reconnect: boolean): void {
   const connected = kernel.status(index).some((one) => one.index === index && one.connected);
   if (connected && !reconnect) {
     const what = attachedExport(backendOf(system.paths, index));
@@ -188,35 +177,21 @@ function blockSize(facts: NegotiatedExport, wanted: number | undefined, exportNa
 
 // ---- what is attached -------------------------------------------------------------------------------
 
-const BACKEND_PREFIX = 'lockstep:';
-
-/**
- * What the kernel keeps with the device: the export and, when the server is a
- * Lockstep, the two ids of DESIGN §8. The kernel gives a device a new
- * connection only with the same text, so one whose content was restored or
- * rewound meanwhile is never continued.
- */
-export function identifierOf(exportName: string, description: string | undefined): string {
-  const ids = /device (\S+), continuity ([^\s)]+)\)?$/.exec(description ?? '');
-  return `${BACKEND_PREFIX}${exportName}${ids === null ? '' : ` ${ids[1]} ${ids[2]}`}`;
-}
-
-function attachedExport(backend: string | undefined): string | undefined {
-  return backend?.startsWith(BACKEND_PREFIX) === true ? backend.slice(BACKEND_PREFIX.length).split(' ')[0] : undefined;
-}
-
 function attachedAs(system: AttachSystem, words: string): number {
   const { group, device } = deviceArgument(words);
   const exportName = `${group}/${device}`;
-  const found = backends(system.paths).filter(({ backend }) => attachedExport(backend) === exportName);
+  const found = attachments(system.paths).filter((one) => one.exportName === exportName);
   if (found.length === 1) return found[0].index;
   if (found.length === 0) throw new OperatorError('nbd/not-attached', `${exportName} is attached to no device that the kernel names; if it is, name the device: lockstep detach /dev/nbdN`);
   throw new OperatorError('nbd/ambiguous', `${exportName} is attached more than once (${found.map(({ index }) => devicePath(index)).join(', ')}); name the device`);
 }
 
-function sameContent(system: AttachSystem, index: number, exportName: string, identifier: string): void {
+/** The backend text of an attached device, if its content is that of the export. Throws OperatorError when not. */
+function sameContent(system: AttachSystem, index: number, exportName: string, identifier: string): string {
   const before = backendOf(system.paths, index);
-  if (before === undefined || before === identifier) return;
+  if (before === undefined || before === identifier) return identifier;
+  const ids = idsOf(identifier);
+  if (ids !== undefined && ids === idsOf(before)) return before;
   const what = attachedExport(before);
   if (what !== exportName) throw new OperatorError('nbd/busy', `${devicePath(index)} is attached to ${what ?? 'something that is not a Lockstep device'}, not to ${exportName}`);
   throw new OperatorError(

@@ -9,6 +9,7 @@ import { deviceArgument, groupArgument } from '../context.js';
 import type { Context } from '../context.js';
 import { freezeOptions, quiesce } from '../freeze.js';
 import type { FreezeOptions } from '../freeze.js';
+import { resizedWords, tellAttached } from '../nbd-resize.js';
 import { deviceOrSetArgument, sizeArgument, waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
 import type { Register } from '../program.js';
@@ -89,7 +90,10 @@ async function resize(context: Context, options: WaitOptions & ForceOption, name
   const size = sizeArgument(sizeWords);
   const asked = waits(options);
   const reply = await context.client.resize(group, { device, size, force: options.force === true, ...asked });
-  context.printOperation(reply, `${name} has ${formatSize(size)} now`, asked);
+  const attached = reply.device === null ? [] : tellAttached(context, group, reply.device);
+  const told = { ...reply, attached };
+  context.printOperation(told, `${name} has ${formatSize(size)} now`, asked);
+  if (!context.json) for (const one of attached) context.streams.out(`${resizedWords(one)}\n`);
 }
 
 async function rename(context: Context, options: WaitOptions & ForceOption, name: string, newName: string): Promise<void> {
