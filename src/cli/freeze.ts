@@ -22,7 +22,7 @@ import { REAL_FREEZE_SYSTEM } from './freeze-system.js';
 import type { CommandEnd, FreezeSystem } from './freeze-system.js';
 import { FrozenMount, failed } from './frozen-mount.js';
 import type { Mount } from './mounts.js';
-import { mountAt, outputFiles, writtenFileSystems } from './mounts.js';
+import { directoriesOf, mountAt, writtenFileSystems } from './mounts.js';
 
 export type { FreezeSystem } from './freeze-system.js';
 
@@ -149,12 +149,12 @@ class Quiet {
       chosen.push(mount);
     }
     const { dataDirectory, pid, node } = await client.status();
-    const written = writtenFileSystems(mounts, [dataDirectory, ...outputFiles(system.paths, pid)], system.paths);
+    const directories = directoriesOf(system.paths, pid, `${dataDirectory}/lock`);
+    const written = writtenFileSystems(mounts, [dataDirectory, ...directories], system.paths);
     for (const mount of chosen) {
       const needs = written.get(mount.fileSystem);
       if (needs === undefined) continue;
-      const which = needs === dataDirectory ? 'data directory' : 'log';
-      throw new OperatorError('freeze/own', `${mount.point} holds the ${which} of node ${node} (${needs}): frozen, the daemon could not write, and no snapshot would ever be made. Leave --freeze ${mount.point} out`);
+      throw new OperatorError('freeze/own', `${mount.point} holds what node ${node} writes (${needs}: its data, its journal or its log): frozen, the daemon would have to wait, and no snapshot would ever be made. Leave --freeze ${mount.point} out`);
     }
     return chosen;
   }

@@ -15,7 +15,7 @@
  */
 
 import { readFileSync, readdirSync, readlinkSync, realpathSync } from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { dirname, join } from 'node:path';
 
 export interface Mount {
   /** Absolute, without links. */
@@ -99,13 +99,19 @@ export function writtenFileSystems(mounts: readonly Mount[], paths: readonly str
   return found;
 }
 
-/** The files that standard output and standard error of a process go to; none when they are no files, or it is not on this machine. */
-export function outputFiles(where: MountPaths, pid: number): string[] {
-  const files = [1, 2].flatMap((fd) => {
-    const target = attempt(() => readlinkSync(join(where.proc, String(pid), 'fd', String(fd))));
-    return target?.startsWith('/') === true && !target.startsWith('/dev/') ? [target.replace(/ \(deleted\)$/, '')] : [];
+/**
+ * The directories of all files that a process has open, its output included;
+ * none when there is no such process here, or it does not have `lockFile` open:
+ * the daemon of another machine or container, where the number means another.
+ */
+export function directoriesOf(where: MountPaths, pid: number, lockFile: string): string[] {
+  const descriptors = join(where.proc, String(pid), 'fd');
+  const files = (attempt(() => readdirSync(descriptors)) ?? []).flatMap((fd) => {
+    const target = attempt(() => readlinkSync(join(descriptors, fd)));
+    return target?.startsWith('/') === true && !target.startsWith('/dev/') ? [target] : [];
   });
-  return [...new Set(files)].map((file) => (attempt(() => realpathSync(file)) === undefined ? dirname(file) : join(dirname(file), basename(file))));
+  const lock = attempt(() => realpathSync(lockFile)) ?? lockFile;
+  return files.includes(lock) ? [...new Set(files.map((file) => dirname(file)))] : [];
 }
 
 /** What is not there, or may not be seen, is nothing that has to be respected: the watchdog's time limit ends what could follow. */

@@ -6,7 +6,7 @@ import type { Test } from 'tap';
 import { Errno, OperatorError } from '../../src/base/errors.js';
 import type { CommandEnd } from '../../src/cli/freeze-system.js';
 import { REAL_FREEZE_SYSTEM } from '../../src/cli/freeze-system.js';
-import { mountOf, outputFiles, parseMounts, writtenFileSystems } from '../../src/cli/mounts.js';
+import { mountOf, directoriesOf, parseMounts, writtenFileSystems } from '../../src/cli/mounts.js';
 import type { Mount } from '../../src/cli/mounts.js';
 import { FreezeWatchdog } from '../../src/cli/watchdog.js';
 import type { FakePort } from '../control/fake-port.js';
@@ -98,6 +98,7 @@ t.test('what cannot be done is refused before anything is', async (t) => {
   const logs = machine.mount('logs', '8:4');
   writeFileSync(join(logs, 'log'), '');
   symlinkSync(join(logs, 'log'), join(machine.root, 'proc', '4711', 'fd', '2'));
+  symlinkSync(join(own, 'data', 'lock'), join(machine.root, 'proc', '4711', 'fd', '17'));
   port.answers.status = () => nodeStatus({ dataDirectory: join(own, 'data') });
   const cases: [string, readonly string[], RegExp][] = [
     ['no time', ['--freeze', a, '--freeze-timeout', '0'], /--freeze-timeout must be a whole number from 1/],
@@ -105,8 +106,8 @@ t.test('what cannot be done is refused before anything is', async (t) => {
     ['no mount point', ['--freeze', join(machine.root, 'plain')], /nothing is mounted at .*plain: name the mount point/],
     ['nothing there', ['--freeze', join(machine.root, 'none')], /none: no such file or directory/],
     ['twice', ['--freeze', a, '--freeze', bind], /\/a and .*\/bind are the same file system: name it once/],
-    ['the data directory', ['--freeze', a, '--freeze', own], /\/own holds the data directory of node alpha .*Leave --freeze .*\/own out/],
-    ['the log', ['--freeze', logs], /\/logs holds the log of node alpha \(.*\/logs\/log\): frozen, the daemon could not write/],
+    ['the data directory', ['--freeze', a, '--freeze', own], /\/own holds what node alpha writes \(.*\/own\/data: .*Leave --freeze .*\/own out/],
+    ['the log', ['--freeze', logs], /\/logs holds what node alpha writes \(.*\/logs: .*frozen, the daemon would have to wait/],
   ];
   for (const [what, argv, words] of cases) t.match(await snapshot(...argv, ...BOTH.slice(what === 'no time for commands' ? 2 : 0)), { code: 2, err: words }, what);
   machine.allowed = false;
@@ -379,6 +380,9 @@ t.test('a loop file makes the file system below it one that is written', async (
   t.strictSame([...writtenFileSystems(mounts, [data, join(root, 'gone')], paths)], [['253:0', data], ['8:7', data]]);
   symlinkSync('pipe:[1]', join(root, 'proc', '7', 'fd', '1'));
   symlinkSync(join(root, 'below', 'rotated (deleted)'), join(root, 'proc', '7', 'fd', '2'));
-  t.strictSame(outputFiles(paths, 7), [join(root, 'below')]);
-  t.strictSame(outputFiles(paths, 8), []);
+  symlinkSync('/dev/null', join(root, 'proc', '7', 'fd', '0'));
+  t.strictSame(directoriesOf(paths, 7, join(data, 'lock')), [], 'another process with that number');
+  symlinkSync(join(data, 'lock'), join(root, 'proc', '7', 'fd', '17'));
+  t.strictSame(directoriesOf(paths, 7, join(data, 'lock')).sort(), [join(root, 'below'), data].sort());
+  t.strictSame(directoriesOf(paths, 8, join(data, 'lock')), []);
 });

@@ -184,7 +184,7 @@ export async function freezeRefuses(context: Context): Promise<void> {
   // The daemon runs on the other side; to the CLI here it looks as if its data directory were on the volume.
   const { dataDirectory } = bench.server;
   await guest.succeed(`umount /media && mount ${DEVICE} ${dataDirectory}`);
-  expectEnd(await snapshot(`--freeze ${dataDirectory}`), 2, /holds the data directory of node solo/, 'the data directory');
+  expectEnd(await snapshot(`--freeze ${dataDirectory}`), 2, /holds what node solo writes/, 'the data directory');
   await guest.succeed(`umount ${dataDirectory} && mount ${DEVICE} /media`);
 
   expectEnd(await snapshot("--freeze /media --exec-before 'echo before >>/media/steps' --exec-after 'echo after $LOCKSTEP_RESULT $LOCKSTEP_GROUP/$LOCKSTEP_DEVICE >>/media/steps'"), 0, /created g\/vol@s of g\/vol/, 'all steps');
