@@ -133,11 +133,12 @@ export class MapTasks {
       this.schedule(this.options.pauseUs);
       return;
     }
+    // Never between a step and the load that it asks for: the node's parent may go, and its handle with it.
+    if (!loaded) this.makeRoom();
     let result: StepResult = Step.more;
     for (let left = this.options.stepUnits; left > 0 && result === Step.more && io.nowUs() - begun < this.options.stepUs; left -= SLICE) {
       result = task.step(Math.min(left, SLICE));
     }
-    this.makeRoom();
     const took = io.nowUs() - begun;
     this.steps++;
     this.stepUs += took;
