@@ -29,8 +29,18 @@ export const REGION_SHIFT = 16;
 /** Bytes that one map leaf describes. */
 export const LEAF_BYTES = 2 * 1024 * 1024;
 export const LEAF_SHIFT = 21;
+/**
+ * Local devices (one node only, DESIGN §1): ids from here on, so that they are never mistaken for a group's. Their
+ * records' stamps and LSNs count as LOCAL_STAMPS + local LSN in maps and layers, for the same reason.
+ */
+export const LOCAL_DEVICES = 0x80000000;
+export const LOCAL_STAMPS = 2 ** 52;
 /** Largest size of a device, in bytes (1 PiB: every block offset fits 38 bits, every byte offset 50). */
 export const MAX_DEVICE_BYTES = 2 ** 50;
+
+export function isLocalDevice(id: number): boolean {
+  return id >= LOCAL_DEVICES;
+}
 
 export const KIB = 1024;
 export const MIB = 1024 * 1024;

@@ -10,6 +10,7 @@
  *     map-*               store/mapfile.ts
  *     checkpoint-0, -1    store/slot.ts
  *     layers/device-*     store/layers.ts
+ *     local/segment-*     localjournal.ts, made with the first local device
  */
 
 import { assert } from '../base/assert.js';
@@ -43,6 +44,7 @@ import { CacheReads } from './caching.js';
 import { claim, journalDirectoryOf, removeSegments } from './place.js';
 import type { Opening, PlaceOptions } from './place.js';
 import { Sizes } from './sizes.js';
+import { LOCAL_ARENA_BYTES, LocalContent } from './local.js';
 import { VolatileRounds } from './volatile.js';
 
 export interface ContentOptions extends PlaceOptions {
@@ -63,7 +65,7 @@ export interface ContentOptions extends PlaceOptions {
 
 /** Arena bytes that an open group holds. */
 export function contentArenaBytes(options: { readonly destager: { readonly bufferBytes: number }; readonly checkpointer: { readonly bufferBytes: number } }): number {
-  return JOURNAL_ARENA_BYTES + NODE_READS_ARENA_BYTES + SINK_BYTES + 2 * BLOCK_BYTES +
+  return JOURNAL_ARENA_BYTES + LOCAL_ARENA_BYTES + NODE_READS_ARENA_BYTES + SINK_BYTES + 2 * BLOCK_BYTES +
     DESTAGE_BUFFERS * allocatedBytes(options.destager.bufferBytes) + allocatedBytes(options.checkpointer.bufferBytes);
 }
 
@@ -82,6 +84,8 @@ export interface JournalExtent {
   readonly knownDurableLsn?: number;
   /** Not from the journal: it begins at the checkpoint. */
   readonly opening?: Opening;
+  /** A failed fdatasync may have dropped pages under this very boot. */
+  readonly suspect?: boolean;
 }
 
 export interface Recovered {
@@ -103,6 +107,7 @@ export class Content {
   /** Sizes and comparisons under way. */
   readonly mapTasks: MapTasks;
   readonly sizes: Sizes;
+  readonly local: LocalContent;
   readonly caching: CacheReads;
   /** How a group with a volatile journal becomes durable. */
   readonly rounds: VolatileRounds | undefined;
@@ -130,6 +135,10 @@ export class Content {
     this.spareBlocks = [reactor.arena.alloc(BLOCK_BYTES), reactor.arena.alloc(BLOCK_BYTES)];
     assert(this.sink >= 0 && this.spareBlocks[1] >= 0, 'no arena room for a group');
     this.journal = new Journal(reactor, { ...options.journal, directory: journalDirectoryOf(options), groupId: options.groupId });
+    this.local = new LocalContent(reactor, this.store, {
+      directory: options.directory, groupId: options.groupId, bootId: options.bootId,
+      segmentBytes: options.journal.segmentBytes, journalBytes: options.journal.segmentBytes * options.journal.maxSegments,
+    });
     this.destaged = lowWater;
     this.longestFileBytes = longestFileBytes(reactor.io, `${options.directory}/layers`);
     this.lastCheckpointUs = reactor.nowUs;
@@ -145,7 +154,11 @@ export class Content {
     const rounds = this.journal.volatile ? new VolatileRounds(reactor, this) : undefined;
     this.rounds = rounds;
     this.destager.onWaiting = (lsn) => (rounds === undefined ? this.journal.sync(lsn) : rounds.sealed());
-    this.checkpointer.onWaiting = (lsn) => this.journal.sync(lsn);
+    this.checkpointer.onWaiting = (lsn, localLsn) => {
+      this.journal.sync(lsn);
+      this.local.log.settle(localLsn);
+    };
+    this.checkpointer.settledLocal = () => this.local.log.settledLsn;
     this.destager.onRound = (end) => {
       this.destaged = end;
       // A round that frees no segment is not worth a checkpoint of its own.
@@ -202,6 +215,8 @@ export class Content {
       content.store.layers.restore(body.nextLayer, body.layers);
       content.store.restore(body.devices);
       core.restore(body.group as CoreState);
+      content.checkpointer.committedLocalLsn = body.local?.at.lsn ?? 0;
+      content.local.open(body.local, extent.suspect === true);
       if ((extent.opening ?? 'journal') === 'journal') content.replay(body.at, body.lowWater, extent);
       else content.beginAnew(body.at);
       content.checkpointer.foundFiles(MapFile.numbers(io, directory), found.older?.body.mapFile);
@@ -229,6 +244,7 @@ export class Content {
           return;
         }
         if (this.applyProblem !== undefined) return;
+        this.local.advance(lsn, core.epochs);
         this.applyProblem = core.apply(header, lsn, payloadAt);
         if (this.applyProblem !== undefined) applied = { lsn, ...chainBefore(this.reactor, header) };
       },
@@ -239,6 +255,7 @@ export class Content {
     this.recovered = { ...this.recovered, batches: result.batches, tornAt: result.tornAt };
     const epoch = core.epoch;
     if (epoch !== undefined) journal.setEpoch(epoch);
+    this.local.ended(this.appliedLsn, core.epochs);
   }
 
   /** Without a journal: the checkpoint has everything below `at`, and the history goes on from there. */
@@ -248,6 +265,7 @@ export class Content {
     journal.create(at, core.epoch ?? { number: 0, id: '0'.repeat(32) });
     must(this.reactor.io.fdatasync(journal.pool.current.fd), 'fdatasync', journal.pool.current.path);
     must(this.reactor.io.syncDirectory(journal.options.directory), 'fsync', journal.options.directory);
+    this.local.ended(at.lsn, core.epochs);
   }
 
   /** Behind the last batch that was executed. */
@@ -283,19 +301,21 @@ export class Content {
     if (this.closing) return;
     const { checkpointer, store, rounds } = this;
     this.journal.poll();
+    this.local.log.poll();
     if (rounds === undefined) {
       this.destager.poll(stable);
       checkpointer.poll(stable);
     } else {
       rounds.poll(stable);
     }
-    this.walker.poll(this.appliedLsn === checkpointer.committedAt.lsn);
+    this.walker.poll(this.changedBytes === 0);
     if (rounds === undefined && !checkpointer.busy && this.checkpointDue()) this.beginCheckpoint();
     this.journal.pool.releaseBelow(Math.min(checkpointer.lowWater.lsn, retained));
+    this.local.log.releaseBelow(checkpointer.committedLocalLsn);
     if (store.map.reclaim(RECLAIM_PER_TICK)) this.reactor.again();
     if (store.map.memoryBytes > this.options.mapMemoryBytes && !store.map.evict(this.options.mapMemoryBytes, EVICT_STEPS_PER_TICK)) {
       // What cannot be paged out is dirty: a checkpoint makes it clean.
-      if (!checkpointer.busy && this.appliedLsn > checkpointer.committedAt.lsn) this.checkpointWanted = true;
+      if (!checkpointer.busy && this.changedBytes > 0) this.checkpointWanted = true;
     }
   }
 
@@ -306,12 +326,18 @@ export class Content {
     const at = this.appliedPosition;
     // Nothing pending: all that was applied is in the files, though no round ended here.
     if (this.store.pending.blocks === 0) this.destaged = at;
-    this.checkpointer.begin({ at, lowWater: this.rounds === undefined ? this.destaged : at, group: this.core.state() });
+    this.checkpointer.begin({ at, lowWater: this.rounds === undefined ? this.destaged : at, group: this.core.state(), local: this.local.capture() });
+  }
+
+  /** Journal behind the committed checkpoint, of both journals. */
+  private get changedBytes(): number {
+    const { checkpointer, local } = this;
+    return this.appliedLsn - checkpointer.committedAt.lsn + Math.max(0, local.log.changedLsn - checkpointer.committedLocalLsn);
   }
 
   checkpointDue(): boolean {
-    const since = this.appliedLsn - this.checkpointer.committedAt.lsn;
-    if (this.checkpointWanted) return true;
+    const since = this.changedBytes;
+    if (this.checkpointWanted || this.local.log.isLong(this.checkpointer.committedLocalLsn)) return true;
     if (since === 0) return false;
     // Trims and operations fill the journal, too, and no destage round ever ends for them.
     if (this.store.pending.blocks === 0 && this.appliedLsn - this.checkpointer.lowWater.lsn >= this.options.journal.segmentBytes) return true;
@@ -325,12 +351,13 @@ export class Content {
 
   /** No helper job uses this content any more. */
   get quiet(): boolean {
-    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.walker.jobInFlight && !this.mapTasks.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && !this.journal.pool.held && this.reader.readsInFlight === 0;
+    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.walker.jobInFlight && !this.mapTasks.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && !this.journal.pool.held && !this.local.jobsInFlight && this.reader.readsInFlight === 0;
   }
 
   /** Starts nothing more; `quiet` tells when it may be closed. */
   stop(): void {
     this.closing = true;
+    this.local.stop();
     this.caching.stop();
     this.destager.stop();
     this.checkpointer.stop();
@@ -346,6 +373,7 @@ export class Content {
     this.mapTasks.close();
     this.checkpointer.close();
     this.store.close();
+    this.local.close();
     this.journal.close();
     if (this.released) return;
     this.released = true;

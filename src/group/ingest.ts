@@ -22,42 +22,10 @@ import { EdgeCompleter, hasEdges, NO_ROOM } from './edges.js';
 import type { Edges } from './edges.js';
 import { RequestFlag, RequestKind } from './requests.js';
 import type { RequestTable } from './requests.js';
+import { SlotQueue } from './slotqueue.js';
 
 /** Requests whose edge blocks are fetched from a disk at the same time; more would only crowd out reads. */
 const FETCHES_AT_ONCE = 64;
-
-/** Slots in the order they came, each with a number: an LSN that must become durable, or how far it has come. */
-class SlotQueue {
-  private head = -1;
-  private tail = -1;
-  length = 0;
-
-  constructor(private readonly requests: RequestTable) {}
-
-  push(slot: number, lsn: number): void {
-    this.requests.serviceWord[slot] = lsn;
-    this.requests.next[slot] = -1;
-    if (this.tail < 0) this.head = slot;
-    else this.requests.next[this.tail] = slot;
-    this.tail = slot;
-    this.length++;
-  }
-
-  /** The number of the slot that came last; there is one. */
-  get lastLsn(): number {
-    return this.requests.serviceWord[this.tail];
-  }
-
-  /** The first slot if its LSN is at most `lsn`, removed; else −1. */
-  shift(lsn: number): number {
-    const slot = this.head;
-    if (slot < 0 || this.requests.serviceWord[slot] > lsn) return -1;
-    this.head = this.requests.next[slot];
-    if (this.head < 0) this.tail = -1;
-    this.length--;
-    return slot;
-  }
-}
 
 export interface IngestHost {
   readonly content: Content;

@@ -74,7 +74,7 @@ export class Roles {
    * of it: a failed fsync may have dropped pages, and its note may have failed too.
    */
   get known(): JournalExtent {
-    return { knownDurableLsn: this.state.cleanStop?.lsn ?? 0 };
+    return { knownDurableLsn: this.state.cleanStop?.lsn ?? 0, suspect: this.state.bootId === JOURNAL_FAILED };
   }
 
   /** Durable when it returns. Throws IoError. */

@@ -33,7 +33,7 @@ export const Queue = {
   destage: 2,
   /** Map file, checkpoint, segment zeroing. */
   checkpoint: 3,
-  /** Very large journal appends. */
+  /** Writes through to the layers of local devices, and their fdatasyncs: a FIFO of their own, so that they wait for no bulk work. */
   append: 4,
 } as const;
 export type QueueId = (typeof Queue)[keyof typeof Queue];

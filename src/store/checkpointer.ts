@@ -8,7 +8,8 @@
  *   1. capture      (memory) roots shared, tables copied: O(devices); later changes copy what they touch
  *   2. append       changed map nodes at the end of the map file: the old slot names a shorter length, the rest is ignored
  *   3. fdatasync    of the map file, and fsync of the directory when the file is new: the same
- *   4. wait         until `stable` has reached the captured LSN: nothing in a checkpoint can ever be undone
+ *   4. wait         until `stable` has reached the captured LSN, and the local journal's part survives power loss: nothing in
+ *                   a checkpoint can ever be undone
  *   5. slot         written: torn or whole, the other slot still stands
  *   6. fdatasync    of the slot: THE COMMIT POINT. From here recovery starts at this checkpoint
  *   7. release      journal below the low-water mark and, after a compaction, the old map file
@@ -29,6 +30,7 @@
  */
 
 import { assert } from '../base/assert.js';
+import { LOCAL_STAMPS } from '../base/units.js';
 import { CorruptionError, Errno, IoError } from '../base/errors.js';
 import { JobOp, JobTable, O, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -38,6 +40,7 @@ import type { MapRoot } from './map.js';
 import { MapWriter } from './mapwriter.js';
 import { encodeSlot, slotPath } from './slot.js';
 import type { SlotBody } from './slot.js';
+import type { Cut } from './layers.js';
 import type { Store, StoredDeviceRow } from './store.js';
 
 /** What the checkpointer is doing. */
@@ -69,14 +72,14 @@ export interface Capture {
   readonly at: Position;
   readonly lowWater: Position;
   readonly group: unknown;
+  /** The local journal's part, where there is one. */
+  readonly local: { readonly at: Position; readonly state: unknown } | undefined;
 }
 
 /** A committed checkpoint, for the walker: what it refers to can be looked at as long as the roots are held. */
-export interface CommittedMaps {
+export interface CommittedMaps extends Cut {
   /** Shares; whoever takes them drops them, and at the latest when the next commit offers new ones. */
   readonly roots: MapRoot[];
-  readonly at: number;
-  readonly lowWater: number;
   /** Which capture it was: `Checkpointer.captures` at that instant. */
   readonly capture: number;
   /** Store.drops and Store.overwrittenBlocks at that instant. */
@@ -110,6 +113,8 @@ export class Checkpointer {
 
   committedAt: Position;
   lowWater: Position;
+  /** The committed cut through the local journal; LSN 0 without one. */
+  committedLocalLsn = 0;
   commits = 0;
   bytesWritten = 0;
   lastError: string | undefined;
@@ -121,8 +126,10 @@ export class Checkpointer {
   onCommitted: (maps: CommittedMaps) => boolean = () => false;
   /** Damage was found in the map file: the group has to stop. */
   onCorruption: (error: CorruptionError) => void = () => undefined;
-  /** The captured LSN should become stable soon. */
-  onWaiting: (lsn: number) => void = () => undefined;
+  /** What of the local journal survives power loss. */
+  settledLocal: () => number = () => 0;
+  /** The captured LSN should become stable soon, and the local one settled. */
+  onWaiting: (lsn: number, localLsn: number) => void = () => undefined;
 
   constructor(
     private readonly reactor: Reactor,
@@ -214,7 +221,11 @@ export class Checkpointer {
 
   /** Once a tick: `stable` as in Destager.poll. */
   poll(stable: number): void {
-    if (this.state === 'waiting' && !this.closed && stable >= this.capture!.at.lsn) this.commit();
+    if (this.state === 'waiting' && !this.closed && stable >= this.capture!.at.lsn && this.settledLocal() >= this.localLsn) this.commit();
+  }
+
+  private get localLsn(): number {
+    return this.capture?.local?.at.lsn ?? 0;
   }
 
   private get rewriting(): boolean {
@@ -274,7 +285,7 @@ export class Checkpointer {
     }
     this.run(table, Queue.checkpoint, () => {
       this.state = 'waiting';
-      this.onWaiting(this.capture!.at.lsn);
+      this.onWaiting(this.capture!.at.lsn, this.localLsn);
     }, () => {
       if (directory >= 0) io.close(directory);
     });
@@ -289,6 +300,7 @@ export class Checkpointer {
     const body: SlotBody = {
       groupId: this.options.groupId, at: capture.at, lowWater: capture.lowWater, mapFile: this.target.number, mapLength: this.target.length,
       nextLayer: this.layerRows.next, layers: this.store.layers.named(this.layerRows.layers), devices, group: capture.group,
+      ...(capture.local === undefined ? {} : { local: capture.local }),
     };
     const bytes = encodeSlot(this.sequence + 1, body);
     const path = slotPath(this.options.directory, this.sequence + 1);
@@ -334,11 +346,12 @@ export class Checkpointer {
     this.removeLeftovers();
     this.committedAt = capture.at;
     this.lowWater = capture.lowWater;
+    this.committedLocalLsn = this.localLsn;
     this.state = 'idle';
     this.lastError = undefined;
     for (const held of this.roots.splice(this.rows.length)) map.drop(held);
     const maps: CommittedMaps = {
-      roots: this.roots, at: capture.at.lsn, lowWater: capture.lowWater.lsn, capture: this.captures, drops: this.drops, overwrittenBlocks: this.overwrittenBlocks,
+      roots: this.roots, at: capture.at.lsn, lowWater: capture.lowWater.lsn, localStamp: LOCAL_STAMPS + this.localLsn, capture: this.captures, drops: this.drops, overwrittenBlocks: this.overwrittenBlocks,
     };
     if (this.onCommitted(maps)) this.roots = [];
     else this.dropRoots();

@@ -12,6 +12,7 @@
  *     current                      nothing is pending, the live map does not have it, and no checkpoint
  *                                  younger than C was captured, for that one may refer to it
  *     frozen after C               never: whoever shares it since is not known here
+ *     written through just now     never: its map entry is still to come; and no such write begins during the punch
  *
  * Rows must be submitted in the same tick in which they were made: a write that
  * comes later is destaged by a job behind this one in the same FIFO.
@@ -21,15 +22,13 @@ import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable } from '../io/io.js';
 import type { Io } from '../io/io.js';
 import type { LayerMarks } from './layermarks.js';
-import type { Layer } from './layers.js';
+import { allInFile, frozenBefore } from './layers.js';
+import type { Cut, Layer } from './layers.js';
 import { LEAF_BLOCKS } from './nodes.js';
 import type { Store } from './store.js';
 
 /** The checkpoint that decides, and what is known beside it. */
-export interface HoleRules {
-  /** LSN of C, and below which everything is in the files as C knows it. */
-  readonly at: number;
-  readonly lowWater: number;
+export interface HoleRules extends Cut {
   /** Whether no younger checkpoint was captured, be it committed, under way or failed. */
   readonly newest: boolean;
 }
@@ -58,6 +57,14 @@ const JOB_ROWS = 64;
 /** Costs in the units of a step's budget (about 0.1 µs each). */
 const COST_SEEK = 24;
 const CURSORS_PER_UNIT = 32;
+
+/** The job with the rows of these layers has ended. */
+export function punched(held: readonly Layer[]): void {
+  for (const layer of held) {
+    layer.holds--;
+    layer.punching--;
+  }
+}
 
 export class LayerHoles {
   readonly table = new JobTable(JOB_ROWS);
@@ -144,12 +151,12 @@ export class LayerHoles {
 
   private scanFile(cursor: Cursor, placeBlock: number, end: number, marks: LayerMarks, rules: HoleRules): ScanResult {
     const layer = this.store.layers.find(cursor.number);
-    if (layer === undefined || (layer.frozenLsn !== 0 && layer.frozenLsn >= rules.at)) {
+    if (layer === undefined || (layer.frozenLsn !== 0 && !frozenBefore(layer, rules)) || layer.writing > 0) {
       if (layer !== undefined) this.skipped = true;
       cursor.start = Infinity;
       return Scan.done;
     }
-    const settled = layer.frozenLsn !== 0 && layer.frozenLsn <= rules.lowWater;
+    const settled = allInFile(layer, rules);
     while (cursor.start < end) {
       if (this.budget <= 0 || this.full) return Scan.more;
       if (layer.frozenLsn === 0 && !rules.newest) return Scan.stale;
@@ -225,6 +232,7 @@ export class LayerHoles {
     if (this.held[this.held.length - 1] !== layer) {
       this.held.push(layer);
       layer.holds++;
+      layer.punching++;
     }
     table.add(JobOp.punch, this.fd, 0, to - from, from);
     this.rowLayer = layer;

@@ -11,7 +11,7 @@
  */
 
 import { assert } from '../base/assert.js';
-import { BLOCK_BYTES, MAX_DEVICE_BYTES, MIB } from '../base/units.js';
+import { BLOCK_BYTES, isLocalDevice, MAX_DEVICE_BYTES, MIB } from '../base/units.js';
 import { CorruptionError, IoError } from '../base/errors.js';
 import { O } from '../io/io.js';
 import type { Io } from '../io/io.js';
@@ -38,6 +38,28 @@ export interface Layer {
   holds: number;
   /** For the choice of a descriptor to close. */
   usedAt: number;
+  /** Writes through to its file whose map entries are still to come (local devices), and punches in flight: never both at once. */
+  writing: number;
+  punching: number;
+}
+
+/** Where a committed checkpoint stands. */
+export interface Cut {
+  /** LSN in the group's journal, and below which everything is in the files as it knows it. */
+  readonly at: number;
+  readonly lowWater: number;
+  /** Stamp in the local journal. */
+  readonly localStamp: number;
+}
+
+/** Whether the layer was frozen before the checkpoint: what that does not refer to in it will never be referred to. */
+export function frozenBefore(layer: Layer, cut: Cut): boolean {
+  return layer.frozenLsn !== 0 && layer.frozenLsn < (isLocalDevice(layer.device) ? cut.localStamp : cut.at);
+}
+
+/** Whether it is frozen and all of it lies in its file, as the checkpoint knows it; local devices are written through, so there the freeze is enough. */
+export function allInFile(layer: Layer, cut: Cut): boolean {
+  return layer.frozenLsn !== 0 && (isLocalDevice(layer.device) ? layer.frozenLsn < cut.localStamp : layer.frozenLsn <= cut.lowWater);
 }
 
 /** What a checkpoint keeps of a layer. `hasFile`: the file exists for sure, durably; it may also exist without. */
@@ -87,6 +109,7 @@ export class LayerTable {
     const ordinal = siblings.filter((other) => other.createdLsn === createdLsn).length;
     const layer: Layer = {
       number: this.nextNumber++, device, createdLsn, epochId, ordinal, frozenLsn: 0, hasFile: false, named: false, missing: false, fd: -1, holds: 0, usedAt: 0,
+      writing: 0, punching: 0,
     };
     assert(layer.number <= 0xffffffff, 'layer numbers are used up');
     this.insert(layer);
@@ -211,7 +234,7 @@ export class LayerTable {
     assert(this.byNumber.size === 0, 'restore into a table in use');
     this.nextNumber = next;
     for (const [number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile] of rows) {
-      const layer: Layer = { number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile, named: hasFile, missing: false, fd: -1, holds: 0, usedAt: 0 };
+      const layer: Layer = { number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile, named: hasFile, missing: false, fd: -1, holds: 0, usedAt: 0, writing: 0, punching: 0 };
       this.insert(layer);
       if (hasFile && frozenLsn === 0) this.expected.push(layer);
     }

@@ -45,6 +45,8 @@ const body = z.strictObject({
   devices: z.array(z.tuple([count, count, count, count, count])),
   /** The group's own part: tree, epochs, roles (group/state.ts). */
   group: z.unknown(),
+  /** The same cut through the local journal, where there is one: everything below `at` is in here; and the local devices' names. */
+  local: z.strictObject({ at: position, state: z.unknown() }).optional(),
 });
 
 export type SlotBody = z.infer<typeof body>;

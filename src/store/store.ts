@@ -14,6 +14,7 @@ import { assert } from '../base/assert.js';
 import { BLOCK_BYTES, BLOCK_SHIFT } from '../base/units.js';
 import type { Reactor } from '../io/reactor.js';
 import { LayerTable } from './layers.js';
+import type { Layer } from './layers.js';
 import { BlockMap } from './map.js';
 import { graft, graftMiss } from './mapgraft.js';
 import type { MapRoot, NodeSource } from './map.js';
@@ -98,11 +99,14 @@ export class Store {
     this.lastDevice = undefined;
   }
 
-  /** `target` becomes what `source` is at `lsn`. O(1): both share one tree from here on. */
-  assign(target: number, source: number, lsn: number): void {
+  /**
+   * `target` becomes what `source` is at `lsn`. O(1): both share one tree from here on. `sourceLsn`: where the source is
+   * frozen, when it counts otherwise than the target (a local device that is taken of a group's).
+   */
+  assign(target: number, source: number, lsn: number, sourceLsn = lsn): void {
     const to = this.device(target);
     const from = this.device(source);
-    this.freeze(from, lsn);
+    this.freeze(from, sourceLsn);
     this.freeze(to, lsn);
     if (to.root.handle !== 0) this.drops++;
     this.map.assign(to.root, from.root);
@@ -167,6 +171,19 @@ export class Store {
     this.map.set(device.root, first, count, device.layer, recordLsn);
     this.overwrittenBlocks += count;
     for (let i = 0; i < count; i++) this.pending.set(device.layer, first + i, payloadLsn + i * BLOCK_BYTES);
+  }
+
+  /** The current layer of a device that is written through (local devices): created when there is none. */
+  layerFor(device: StoredDevice, identity: string): Layer {
+    if (device.layer === 0) device.layer = this.layers.create(device.id, device.frozenLsn, identity);
+    return this.layers.get(device.layer);
+  }
+
+  /** Whole blocks were written through to the device's current layer, and are its content from here on. */
+  wroteThrough(device: StoredDevice, firstBlock: number, count: number, stamp: number): void {
+    assert(device.layer !== 0, 'blocks were written through to a layer');
+    this.map.set(device.root, firstBlock, count, device.layer, stamp);
+    this.overwrittenBlocks += count;
   }
 
   /** Whole blocks read as zeros from here on. */

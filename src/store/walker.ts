@@ -42,9 +42,10 @@ import { Queue } from '../io/io.js';
 import type { JobTable } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Checkpointer, CommittedMaps } from './checkpointer.js';
-import { LayerHoles, Scan } from './layerholes.js';
+import { LayerHoles, punched, Scan } from './layerholes.js';
 import { LayerMarks } from './layermarks.js';
 import { LayerRemover, Piece } from './layerremove.js';
+import { allInFile, frozenBefore } from './layers.js';
 import type { Layer } from './layers.js';
 import { MapSweep, Sweep } from './mapsweep.js';
 import type { SweepResult } from './mapsweep.js';
@@ -327,11 +328,12 @@ export class Walker {
   private judge(layer: Layer): void {
     const { first, marks, store } = this;
     const frozen = layer.frozenLsn !== 0;
-    if (frozen && layer.frozenLsn >= first!.at) return;
+    if (frozen && !frozenBefore(layer, first!)) return;
+    const inFile = allInFile(layer, this.maps!);
     const blocks = marks.total(layer.number);
     if (frozen && blocks === 0) {
       // Above the low-water mark recovery would look for its writes again, and its file for them.
-      if (layer.frozenLsn <= this.maps!.lowWater) this.remover!.add(layer);
+      if (inFile) this.remover!.add(layer);
       else this.skipped = true;
       return;
     }
@@ -339,7 +341,7 @@ export class Walker {
     try {
       const { allocated } = this.reactor.io.stat(store.layers.descriptor(layer));
       // What is referred to and still pending is not in the file.
-      const pending = frozen && layer.frozenLsn <= this.maps!.lowWater ? 0 : store.pending.blocks;
+      const pending = inFile ? 0 : store.pending.blocks;
       if (allocated - (blocks - pending) * BLOCK_BYTES > allocated * OVERHEAD) this.holes!.add(layer);
     } catch (error) {
       this.note(error);
@@ -392,9 +394,7 @@ export class Walker {
       // In this same tick: the checks hold no longer.
       if (holes.table.count === 0) return after;
       const held = [...holes.held];
-      this.submit(holes.table, holes.bytes, 'punch holes into layers in', () => {
-        for (const layer of held) layer.holds--;
-      });
+      this.submit(holes.table, holes.bytes, 'punch holes into layers in', () => punched(held));
       return After.nothing;
     }
   }
@@ -422,7 +422,7 @@ export class Walker {
   private scanPlace(): AfterStep | undefined {
     const holes = this.holes!;
     const maps = this.maps!;
-    const rules = { at: maps.at, lowWater: maps.lowWater, newest: this.checkpointer.captures === maps.capture };
+    const rules = { ...maps, newest: this.checkpointer.captures === maps.capture };
     const slice = Math.min(this.budget, SLICE);
     const result = holes.scan(this.placeBlock, this.placeEnd, this.marks, rules, slice);
     this.budget -= slice - holes.budget;

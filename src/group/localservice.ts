@@ -1,0 +1,392 @@
+/**
+ * Local devices as a group serves them: their requests, and the operations that
+ * make, replace and remove them on this node (DESIGN §1).
+ *
+ * Owns: preconditions of these operations and their sentences, the order of
+ * their steps, and when a device may be used. Must not know: HTTP, NBD.
+ *
+ * Steps of `snapshot` of a group's device; a restore is the same with a target:
+ *   1. the local journal is made, if there is none
+ *   2. record appended and executed: it names the group position that it follows
+ *   3. settled: the record survives power loss
+ *   4. `stable` reaches that position: it can not be undone
+ *   5. `ready` record settled: THE COMMIT POINT of the operation; the device is exported, and stays it whatever happens
+ * Before 5 recovery finds the device, not ready, if the position is in its
+ * history, and goes on at 4; or it drops it.
+ */
+
+import { CorruptionError, Errno, IoError, OperatorError } from '../base/errors.js';
+import { isLocalDevice } from '../base/units.js';
+import type { Log } from '../base/log.js';
+import type { Reactor } from '../io/reactor.js';
+import type { Content } from './content.js';
+import type { Exports, LocalView } from './exports.js';
+import type { Follows, LocalRecord } from './localrecord.js';
+import type { LocalDevice } from './localtree.js';
+import { MAX_LOCAL_DEVICES } from './localtree.js';
+import { LocalWrites } from './localwrites.js';
+import { readRequest } from './reads.js';
+import { RequestKind } from './requests.js';
+import type { RequestTable } from './requests.js';
+
+export interface LocalServiceHost {
+  readonly name: string;
+  readonly node: string;
+  readonly content: Content;
+  readonly exports: Exports;
+  /** Clients are served. */
+  readonly serving: boolean;
+  readonly stableLsn: number;
+  /** Appends what the tick has collected so far, so that a position names it. */
+  flushBatch(): void;
+  admit(bytes: number): number;
+  /** The group has to stop. */
+  failed(error: IoError | CorruptionError): void;
+  /** The local journal, or a layer's fdatasync, failed: what was appended may be gone, and the next start has to know. */
+  journalFailed(error: IoError): void;
+}
+
+export interface LocalDone {
+  /** Group position that the operation follows, and the device as it is then; undefined after a removal. */
+  readonly lsn: number;
+  readonly device: LocalDevice | undefined;
+  readonly dataThreadUs: number;
+  /** A sentence when the device cannot be used yet. */
+  readonly notice: string | null;
+}
+
+export interface LocalAnswer {
+  done(result: LocalDone): void;
+  failed(error: unknown): void;
+}
+
+interface ReadyWait {
+  readonly device: number;
+  readonly deadlineUs: number;
+  ended(notice: string | null): void;
+}
+
+const POLL_US = 50_000;
+
+export class LocalService {
+  readonly writes: LocalWrites;
+  private waits: ReadyWait[] = [];
+  /** Waiting for the local journal to settle up to an LSN. */
+  private settling: { readonly lsn: number; done(): void }[] = [];
+  /** Operations that wait for something else: they fail when the group stops. */
+  private readonly pending = new Set<LocalAnswer>();
+  /** Their content is being replaced, or they are being removed. */
+  private readonly blocked = new Set<number>();
+  private stopped: OperatorError | undefined;
+  private polling = false;
+
+  constructor(private readonly reactor: Reactor, private readonly host: LocalServiceHost, private readonly requests: RequestTable, log: Log) {
+    const { content } = host;
+    this.writes = new LocalWrites(reactor, host, requests);
+    const { local } = content;
+    const settled = local.log.onSettled;
+    local.log.onSettled = () => {
+      settled();
+      this.settled();
+    };
+    local.log.onFailure = (error) => host.journalFailed(error);
+    for (const sentence of local.dropped) log.error(sentence);
+    if (local.tree.count > 0) log.info('has local devices', { devices: local.tree.count, localLsn: local.log.position.lsn });
+  }
+
+  // ---- views -------------------------------------------------------------------------------------
+
+  /** Local devices for the exports. */
+  *views(): Generator<LocalView> {
+    const { content, node } = this.host;
+    for (const device of content.local.tree.all()) {
+      const usable = device.ready && !this.blocked.has(device.id);
+      yield {
+        id: device.id, name: device.name, sizeBytes: device.sizeBytes, usable,
+        continuity: `local:${device.changedLsn}`, identity: `${content.options.groupId}:${node}:${device.id}`, description: `local snapshot of ${this.sourceName(device)}, on node ${node} only`,
+      };
+    }
+  }
+
+  private sourceName(device: LocalDevice): string {
+    const { core, local } = this.host.content;
+    const source = core.tree.get(device.source);
+    return source !== undefined ? core.tree.nameOf(source) : local.tree.get(device.source)?.name ?? 'a removed device';
+  }
+
+  get tree(): Content['local']['tree'] {
+    return this.host.content.local.tree;
+  }
+
+  /** What is wrong, in sentences. */
+  problems(): string[] {
+    const { local, checkpointer } = this.host.content;
+    const problems = [...local.dropped];
+    if (this.writes.stalled) {
+      const why = local.log.growProblem ?? checkpointer.lastError ?? 'the next checkpoint has not been committed yet; on a secondary it waits until the primary has made durable what is applied here: bring the primary back, or promote this node';
+      problems.push(`writers of local snapshots wait, for the local journal is full: ${why}`);
+    }
+    return problems;
+  }
+
+  // ---- requests ----------------------------------------------------------------------------------
+
+  submit(slot: number): void {
+    const { requests, host } = this;
+    const id = requests.device[slot];
+    if (this.stopped !== undefined || !host.serving || this.blocked.has(id) || this.tree.get(id)?.ready !== true) {
+      requests.complete(slot, Errno.ESHUTDOWN);
+    } else if (requests.kind[slot] === RequestKind.read || requests.kind[slot] === RequestKind.cache) {
+      readRequest(host.content, requests, slot);
+    } else {
+      this.writes.submit(slot);
+    }
+  }
+
+  /** Tick end. */
+  tick(): void {
+    if (this.stopped !== undefined) return;
+    this.writes.tick();
+    this.makeReady();
+  }
+
+  // ---- operations --------------------------------------------------------------------------------
+
+  /** The local snapshot VOLUME~name of `source`, a device of the group or a local one. */
+  snapshot(sourceName: string, name: string, waitUs: number, answer: LocalAnswer): void {
+    this.judged(answer, () => this.namedSource(sourceName, name));
+    if (!this.pending.has(answer)) return;
+    this.host.content.local.log.create((error) => this.guarded(answer, () => {
+      if (error !== undefined) throw error;
+      // Again: this may be another tick.
+      const { source, volume, spelled } = this.namedSource(sourceName, name);
+      this.standingStill([source].filter(isLocalDevice), answer, () => {
+        const { tree } = this;
+        if (tree.find(spelled) !== undefined) throw this.exists(spelled);
+        this.perform(waitUs, answer, (follows, wallMs) => ({ op: 'snapshot', id: tree.nextId, source, name: spelled, volume, follows: isLocalDevice(source) ? null : follows, wallMs }));
+      });
+    }));
+  }
+
+  /** A local device becomes what another device of the same volume is; `sourceName` null: what it was taken of. */
+  restore(targetName: string, sourceName: string | null, force: boolean, waitUs: number, answer: LocalAnswer): void {
+    this.judged(answer, () => {
+      const target = this.existing(targetName);
+      const source = this.sourceOf(target, sourceName);
+      this.takeFrom(target, force, 'is being restored');
+      this.standingStill([target.id, source].filter(isLocalDevice), answer, () => {
+        if (this.host.content.store.find(source) === undefined) throw new OperatorError('device/not-found', `the source of ${this.spell(target.name)} was removed meanwhile`);
+        this.perform(waitUs, answer, (follows, wallMs) => ({ op: 'assign', target: target.id, source, follows: isLocalDevice(source) ? null : follows, wallMs }));
+      }, () => this.blocked.delete(target.id));
+    });
+  }
+
+  remove(name: string, force: boolean, answer: LocalAnswer): void {
+    this.judged(answer, () => {
+      const device = this.existing(name);
+      this.takeFrom(device, force, 'is being removed');
+      this.standingStill([device.id], answer, () => this.perform(0, answer, () => ({ op: 'remove', device: device.id })), () => this.blocked.delete(device.id));
+    });
+  }
+
+  private spell(name: string): string {
+    return `${this.host.name}/${name}`;
+  }
+
+  private existing(name: string): LocalDevice {
+    const device = this.tree.find(name);
+    if (device === undefined) throw new OperatorError('device/not-found', `group ${this.host.name} has no local snapshot ${name} on this node; lockstep list shows what there is`);
+    if (this.blocked.has(device.id)) throw new OperatorError('group/busy', `another operation on ${this.spell(name)} is under way; try again in a moment`);
+    return device;
+  }
+
+  private exists(name: string): OperatorError {
+    return new OperatorError('device/exists', `${this.spell(name)} exists already on this node; choose another name or remove it first`);
+  }
+
+  private namedSource(sourceName: string, name: string): { source: number; volume: number; spelled: string } {
+    const { tree, host } = this;
+    const groups = host.content.core.tree;
+    const device = groups.find(sourceName);
+    const local = device === undefined ? tree.find(sourceName) : undefined;
+    if (device === undefined && local === undefined) {
+      throw new OperatorError('device/not-found', `group ${host.name} has no device ${sourceName}; lockstep list shows what there is`);
+    }
+    if (local !== undefined && (!local.ready || this.blocked.has(local.id))) throw new OperatorError('group/busy', `${this.spell(sourceName)} cannot be used yet; try again in a moment`);
+    const volume = device?.volume ?? local!.volume;
+    // A volume may be gone or renamed since the source was made: then its old name goes on.
+    const volumeName = device !== undefined ? groups.get(device.volume)?.name ?? device.name : local!.name.split('~')[0];
+    const spelled = `${volumeName}~${name}`;
+    if (tree.find(spelled) !== undefined) throw this.exists(spelled);
+    if (tree.count >= MAX_LOCAL_DEVICES) throw new OperatorError('operation/too-large', `group ${host.name} has ${tree.count} local snapshots on this node, which is the limit; remove some of them first`);
+    return { source: device?.id ?? local!.id, volume, spelled };
+  }
+
+  private sourceOf(target: LocalDevice, sourceName: string | null): number {
+    const { tree, host } = this;
+    const groups = host.content.core.tree;
+    const found = sourceName === null ? groups.get(target.source) ?? tree.get(target.source) : groups.find(sourceName) ?? tree.find(sourceName);
+    if (found === undefined) {
+      throw new OperatorError('device/not-found', sourceName === null
+        ? `what ${this.spell(target.name)} was taken of was removed; name another source`
+        : `group ${host.name} has no device ${sourceName}; lockstep list shows what there is`);
+    }
+    if (found.id === target.id) throw new OperatorError('device/same', `${this.spell(target.name)} cannot be restored from itself`);
+    if (found.volume !== target.volume) throw new OperatorError('device/unrelated', `${this.spell(sourceName ?? '')} does not belong to the volume that ${this.spell(target.name)} was taken of; a restore takes content from the same tree`);
+    return found.id;
+  }
+
+  /** Refuses when clients have the device open, or disconnects them; from here on nobody may use it. */
+  private takeFrom(device: LocalDevice, force: boolean, what: string): void {
+    const { exports } = this.host;
+    const clients = exports.clientsOf(device.id);
+    if (clients > 0 && !force) {
+      throw new OperatorError('device/busy', `${this.spell(device.name)} has ${clients} NBD client${clients === 1 ? '' : 's'}: disconnect ${clients === 1 ? 'it' : 'them'}, or use --force to have the connection${clients === 1 ? '' : 's'} closed first`);
+    }
+    this.blocked.add(device.id);
+    exports.update();
+    exports.disconnectDevice(device.id, `${this.spell(device.name)} ${what}`);
+    this.writes.cancel(device.id);
+  }
+
+  // ---- steps -------------------------------------------------------------------------------------
+
+  /** Runs the checks of an operation; it is pending when they pass. */
+  private judged(answer: LocalAnswer, checks: () => void): void {
+    if (this.stopped !== undefined) {
+      answer.failed(this.stopped);
+      return;
+    }
+    this.pending.add(answer);
+    this.guarded(answer, checks);
+  }
+
+  private guarded(answer: LocalAnswer, step: () => void): void {
+    if (!this.pending.has(answer)) return;
+    try {
+      step();
+    } catch (error) {
+      this.fail(answer, error);
+    }
+  }
+
+  /** Once: whatever failed may have stopped the group, which has answered then. */
+  private fail(answer: LocalAnswer, error: unknown): void {
+    if (this.pending.delete(answer)) answer.failed(error);
+  }
+
+  /** Calls `step` when no request to these devices is under way, and lets them go on after it. */
+  private standingStill(devices: readonly number[], answer: LocalAnswer, step: () => void, always: () => void = () => undefined): void {
+    let left = devices.length;
+    const run = (): void => {
+      this.guarded(answer, step);
+      for (const id of devices) this.writes.release(id);
+      always();
+      this.host.exports.update();
+    };
+    if (left === 0) run();
+    for (const id of devices) {
+      this.writes.hold(id, () => {
+        if (--left === 0) run();
+      });
+    }
+  }
+
+  /** Appends and executes a record; then settles it, and waits until the device may be used. */
+  private perform(waitUs: number, answer: LocalAnswer, make: (follows: Follows, wallMs: number) => LocalRecord): void {
+    const { content } = this.host;
+    const { io } = this.reactor;
+    const begun = io.nowUs();
+    this.host.flushBatch();
+    const { epoch } = content.core;
+    if (!this.host.serving || epoch === undefined) throw new OperatorError('group/busy', `group ${this.host.name} has no content on this node yet`);
+    if (!content.local.log.hasRoom) {
+      content.requestCheckpoint();
+      throw new OperatorError('journal/stalled', 'the local journal is full; try again in a moment');
+    }
+    const lsn = content.appliedLsn;
+    const record = make({ epochId: epoch.id, lsn }, io.wallMs());
+    content.local.perform(record);
+    const dataThreadUs = io.nowUs() - begun;
+    const id = record.op === 'snapshot' ? record.id : record.op === 'assign' ? record.target : 0;
+    const finish = (notice: string | null): void => {
+      if (!this.pending.delete(answer)) return;
+      answer.done({ lsn, device: this.tree.get(id), dataThreadUs, notice });
+    };
+    this.whenSettled(content.local.log.changedLsn, () => {
+      if (id === 0 || this.tree.get(id)?.ready !== false) finish(null);
+      else this.waits.push({ device: id, deadlineUs: this.reactor.nowUs + waitUs, ended: finish });
+      this.reactor.again();
+    });
+  }
+
+  private whenSettled(lsn: number, done: () => void): void {
+    const { log } = this.host.content.local;
+    if (log.settledLsn >= lsn) {
+      done();
+      return;
+    }
+    this.settling.push({ lsn, done });
+    log.settle(lsn);
+  }
+
+  private settled(): void {
+    const { settledLsn } = this.host.content.local.log;
+    const ready = this.settling.filter((one) => one.lsn <= settledLsn);
+    this.settling = this.settling.filter((one) => one.lsn > settledLsn);
+    for (const one of ready) one.done();
+  }
+
+  /** Devices whose position cannot be undone any more may be used. */
+  private makeReady(): void {
+    const { content, stableLsn, exports } = this.host;
+    const { local } = content;
+    let changed = false;
+    let unready = false;
+    for (const device of local.tree.all()) {
+      if (device.ready) continue;
+      unready = true;
+      if (device.followsLsn > stableLsn) {
+        content.journal.sync(device.followsLsn);
+        continue;
+      }
+      if (local.log.settledLsn <= device.changedLsn || !local.log.hasRoom) continue;
+      local.perform({ op: 'ready', device: device.id });
+      changed = true;
+    }
+    if (changed) exports.update();
+    const { nowUs } = this.reactor;
+    for (const wait of [...this.waits]) {
+      const device = local.tree.get(wait.device);
+      if (device !== undefined && !device.ready) {
+        if (nowUs < wait.deadlineUs) continue;
+        wait.ended(`${this.spell(device.name)} is made, but cannot be used yet: the primary has not confirmed that LSN ${device.followsLsn}, which it follows, is durable there (it has confirmed LSN ${stableLsn}); it is exported as soon as that is so`);
+      } else {
+        this.whenSettled(local.log.changedLsn, () => wait.ended(null));
+      }
+      this.waits.splice(this.waits.indexOf(wait), 1);
+    }
+    if (unready) this.pollLater();
+  }
+
+  /** What is waited for may come without a tick of its own. */
+  private pollLater(): void {
+    if (this.polling) return;
+    this.polling = true;
+    this.reactor.after(POLL_US, () => {
+      this.polling = false;
+    });
+  }
+
+  /** Answers everything, now and from now on. */
+  stop(errno: number, reason: OperatorError): void {
+    if (this.stopped !== undefined) return;
+    this.stopped = reason;
+    this.writes.stop(errno);
+    this.settling = [];
+    this.waits = [];
+    const answers = [...this.pending];
+    this.pending.clear();
+    for (const answer of answers) answer.failed(reason);
+  }
+}
