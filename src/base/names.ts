@@ -3,8 +3,9 @@
  * put together. Owns the one spelling rule; must not know what exists.
  *
  *   device name     volume | volume@snapshot            within a group
+ *                   volume~name                         a local snapshot: on one node only
  *   set name        @snapshot                           within a group: what one group snapshot made
- *   export name     group/volume | group/volume@snapshot   NBD, command line
+ *   export name     group/device                        NBD, command line
  */
 
 /** What a single name looks like. It has no '/', no '@', and does not start with a punctuation mark. */
@@ -17,11 +18,13 @@ export const MAX_EXPORT_NAME_BYTES = 3 * 64 + 2;
 export interface DeviceName {
   readonly volume: string;
   readonly snapshot: string | undefined;
+  /** Of a local snapshot. */
+  readonly local: string | undefined;
 }
 
 export interface ExportName {
   readonly group: string;
-  /** `volume` or `volume@snapshot`; undefined when only a group was named. */
+  /** A device's name; undefined when only a group was named. */
   readonly device: string | undefined;
 }
 
@@ -29,13 +32,18 @@ export function isName(words: string): boolean {
   return NAME_PATTERN.test(words);
 }
 
-/** Splits `volume` or `volume@snapshot`; undefined when a part breaks the rule. */
+/** Splits `volume`, `volume@snapshot` or `volume~local`; undefined when a part breaks the rule. */
 export function parseDeviceName(words: string): DeviceName | undefined {
-  const at = words.indexOf('@');
+  const at = words.search(/[@~]/);
   const volume = at < 0 ? words : words.slice(0, at);
-  const snapshot = at < 0 ? undefined : words.slice(at + 1);
-  if (!isName(volume) || (snapshot !== undefined && !isName(snapshot))) return undefined;
-  return { volume, snapshot };
+  const name = at < 0 ? undefined : words.slice(at + 1);
+  if (!isName(volume) || (name !== undefined && !isName(name))) return undefined;
+  return { volume, snapshot: words[at] === '@' ? name : undefined, local: words[at] === '~' ? name : undefined };
+}
+
+/** Whether a device's name is that of a local snapshot. */
+export function isLocalName(words: string): boolean {
+  return parseDeviceName(words)?.local !== undefined;
 }
 
 /** The name in `@NAME`, which means a group snapshot; undefined for anything else. */
@@ -43,7 +51,7 @@ export function parseSetName(words: string): string | undefined {
   return words.startsWith('@') && isName(words.slice(1)) ? words.slice(1) : undefined;
 }
 
-/** Splits `group`, `group/volume` or `group/volume@snapshot`; undefined when a part breaks the rule. */
+/** Splits `group` or `group/device`; undefined when a part breaks the rule. */
 export function parseExportName(words: string): ExportName | undefined {
   const slash = words.indexOf('/');
   const group = slash < 0 ? words : words.slice(0, slash);

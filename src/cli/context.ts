@@ -94,7 +94,7 @@ export class Context {
 /** `group/device`; OperatorError `usage` for anything else. */
 export function deviceArgument(words: string): { group: string; device: string } {
   const name = parseExportName(words);
-  if (name?.device === undefined) throw new OperatorError('usage', `${JSON.stringify(words)} is no device: name it as GROUP/VOLUME or GROUP/VOLUME@SNAPSHOT`);
+  if (name?.device === undefined) throw new OperatorError('usage', `${JSON.stringify(words)} is no device: name it as GROUP/VOLUME, GROUP/VOLUME@SNAPSHOT or GROUP/VOLUME~LOCAL`);
   return { group: name.group, device: name.device };
 }
 

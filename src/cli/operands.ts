@@ -44,7 +44,7 @@ export function deviceOrSetArgument(words: string): { group: string; device: str
 /** A second device in the group of the first: `GROUP/DEVICE`, `DEVICE`, or `@SNAPSHOT` of the same volume. */
 export function siblingArgument(first: { group: string; device: string }, words: string): string {
   const volume = parseDeviceName(first.device)?.volume ?? '';
-  const other = deviceArgument(words.startsWith('@') ? `${first.group}/${volume}${words}` : words.includes('/') ? words : `${first.group}/${words}`);
+  const other = deviceArgument(/^[@~]/.test(words) ? `${first.group}/${volume}${words}` : words.includes('/') ? words : `${first.group}/${words}`);
   if (other.group !== first.group) throw new OperatorError('usage', `both devices must be in one group: ${first.group}/${first.device} is in ${first.group}, ${words} in ${other.group}`);
   return other.device;
 }

@@ -40,9 +40,11 @@ export interface CreateRequest extends Waiting {
 export interface SnapshotRequest extends Waiting {
   readonly op: 'snapshot';
   readonly group: string;
-  /** VOLUME or VOLUME@SNAPSHOT; null = the whole group. */
+  /** A device; null = the whole group. */
   readonly source: string | null;
   readonly name: string;
+  /** VOLUME~name, on this node only, whatever its role. */
+  readonly local?: boolean | undefined;
 }
 
 /** Pairs (offset, length) in bytes. */

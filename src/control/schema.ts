@@ -20,8 +20,8 @@ export const Name = z.string(`must be ${NAME_RULE}`).regex(NAME_PATTERN, `must b
 
 /** A device within a group. */
 export const Device = z
-  .string('must be VOLUME or VOLUME@SNAPSHOT')
-  .refine((words) => parseDeviceName(words) !== undefined, `must be VOLUME or VOLUME@SNAPSHOT, each ${NAME_RULE}`);
+  .string('must be VOLUME, VOLUME@SNAPSHOT or VOLUME~LOCAL')
+  .refine((words) => parseDeviceName(words) !== undefined, `must be VOLUME, VOLUME@SNAPSHOT or VOLUME~LOCAL, each ${NAME_RULE}`);
 
 /** A device within a group, or a group snapshot. */
 export const DeviceOrSet = z
@@ -69,7 +69,11 @@ export const CreateVolumeBody = z.strictObject({ name: Name, size: DeviceSize, .
 const force = z.boolean().default(false);
 
 /** POST /v1/groups/{group}/snapshots: `source@name` of a volume's source, `volume@name` of a snapshot's; without source the set `@name` of all volumes. */
-export const SnapshotBody = z.strictObject({ source: Device.nullable().default(null), name: Name, ...waiting });
+export const SnapshotBody = z.strictObject({
+  source: Device.nullable().default(null), name: Name,
+  /** On this node only, primary or secondary: VOLUME~NAME. */
+  local: z.boolean().default(false), ...waiting,
+});
 
 /** POST /v1/groups/{group}/restore: `target` becomes what `source` is; without target, the source being a set, all its volumes. */
 export const RestoreBody = z.strictObject({ target: Device.nullable().default(null), source: DeviceOrSet, ranges: Ranges, force, ...waiting });
@@ -131,11 +135,12 @@ export const ErrorReply = z.object({
 });
 
 export const DeviceEntry = z.object({
-  /** Never reused within the group, equal on every node. */
+  /** Never reused within the group, equal on every node; of a local snapshot, on this node. */
   id: z.number().int(),
-  /** VOLUME or VOLUME@SNAPSHOT. */
+  /** VOLUME, VOLUME@SNAPSHOT or VOLUME~LOCAL. */
   name: z.string(),
-  kind: z.enum(['volume', 'snapshot']),
+  /** `local`: a snapshot that exists on this node only. */
+  kind: z.enum(['volume', 'snapshot', 'local']),
   /** Id of the device that it was taken from; null at the top. */
   parent: z.number().int().nullable(),
   sizeBytes: z.number(),
@@ -172,7 +177,7 @@ export const SizesReply = z.object({
 
 /** Reply of every operation that is a marker. */
 export const OperationReply = z.object({
-  /** Position of the marker. */
+  /** Position of the marker; of an operation on a local snapshot, the group's position that it follows. */
   lsn: z.number(),
   /** The device that was created or changed; null after a removal. Of several, the first. */
   device: DeviceEntry.nullable(),

@@ -14,7 +14,8 @@ import type { DataPath } from './datapath.js';
 import { journalPage } from './journal-page.js';
 import { operationMetrics, operationsReply } from './metering.js';
 import { operate } from './operate.js';
-import { deviceEntry, nodeStatus } from './status.js';
+import { isLocal, operateLocally } from './operate-local.js';
+import { deviceEntries, nodeStatus } from './status.js';
 
 type Reply = ControlReplies[keyof ControlReplies];
 /** Exactly one of the two is called, now or in a later tick. */
@@ -44,7 +45,7 @@ export class Commands {
         return;
       case 'devices': {
         const group = this.group(request.group);
-        answer.done({ group: group.name, lsn: group.appliedLsn, devices: [...group.tree.all()].map((device) => deviceEntry(group, device)) });
+        answer.done({ group: group.name, lsn: group.appliedLsn, devices: deviceEntries(group) });
         return;
       }
       case 'sizes':
@@ -69,7 +70,8 @@ export class Commands {
       case 'rename':
       case 'protect':
       case 'clone':
-        operate(this.primary(request.group), this.path.links, request, answer);
+        if (isLocal(request)) operateLocally(this.group(request.group), request, answer);
+        else operate(this.primary(request.group), this.path.links, request, answer);
         return;
       case 'promote':
         this.promote(this.group(request.group), request.force, answer);
@@ -159,7 +161,7 @@ export class Commands {
       const labels = { group: group.name };
       const add = (name: string, help: string, type: MetricSample['type'], value: number): void => void samples.push({ name, help, type, labels, value });
       if (!group.hasContent) continue;
-      const { journal, destager, checkpointer, reader, walker } = group.content;
+      const { journal, destager, checkpointer, reader, walker, local } = group.content;
       add('journal_records_total', 'Records appended since start', 'counter', journal.appendedRecords);
       add('journal_batches_total', 'Batches appended since start', 'counter', journal.appendedBatches);
       add('journal_syncs_total', 'fdatasyncs of the journal since start', 'counter', journal.syncCount);
@@ -171,6 +173,7 @@ export class Commands {
       add('walks_total', 'Walks over all maps in search of space, since start', 'counter', walker.walksDone);
       add('walking', '1 while such a walk is under way', 'gauge', walker.walking ? 1 : 0);
       add('walk_longest_step_seconds', 'Longest time the data thread spent in one step of a walk since start', 'gauge', walker.longestStepUs / 1e6);
+      add('local_devices', 'Local snapshots, which exist on this node only', 'gauge', local.tree.count);
       add('read_misses_total', 'Reads that had to wait for a disk', 'counter', reader.missed);
       add('marker_longest_seconds', 'Longest time the data thread spent in one operation since start', 'gauge', group.meter.longestUs / 1e6);
       samples.push(...operationMetrics(group));

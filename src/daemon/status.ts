@@ -7,6 +7,7 @@ import { VERSION } from '../base/version.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import type { DeviceEntry, GroupStatus, NodeStatus } from '../control/schema.js';
 import type { Group } from '../group/group.js';
+import type { LocalDevice } from '../group/localtree.js';
 import { Meter } from '../group/meter.js';
 import type { Device } from '../group/tree.js';
 import type { BrokenGroup, DataPath } from './datapath.js';
@@ -21,6 +22,20 @@ export function deviceEntry(group: Group, device: Device): DeviceEntry {
     protected: device.protected, set: device.set === '' ? null : device.set, creationLsn: device.createdLsn, creationTimeMs: device.createdMs, continuity: device.continuity,
     clients: group.exports.clientsOf(device.id),
   };
+}
+
+/** A local snapshot as an entry: its creation LSN is the group's that it follows. */
+export function localEntry(group: Group, device: LocalDevice): DeviceEntry {
+  return {
+    id: device.id, name: device.name, kind: 'local', parent: device.source, sizeBytes: device.sizeBytes, protected: false, set: null,
+    creationLsn: device.followsLsn, creationTimeMs: device.createdMs, continuity: `local:${device.changedLsn}`, clients: group.exports.clientsOf(device.id),
+  };
+}
+
+/** All devices of the group on this node. */
+export function deviceEntries(group: Group): DeviceEntry[] {
+  const locals = group.local === undefined ? [] : [...group.local.tree.all()];
+  return [...[...group.tree.all()].map((device) => deviceEntry(group, device)), ...locals.map((device) => localEntry(group, device))];
 }
 
 export function nodeStatus(path: DataPath, startedMs: number): NodeStatus {
@@ -44,7 +59,7 @@ export function groupStatus(path: DataPath, group: Group): GroupStatus {
     roleReason: group.roleReason,
     operations: meteredSums(group.meter),
     links,
-    devices: [...group.tree.all()].map((device) => deviceEntry(group, device)),
+    devices: deviceEntries(group),
     errors,
   };
   if (!group.hasContent) return { ...common, ...nothing(path, group.name) };
@@ -53,6 +68,7 @@ export function groupStatus(path: DataPath, group: Group): GroupStatus {
   if (destager.lastError !== undefined) errors.push(`destaging fails and is tried again: ${destager.lastError}`);
   if (checkpointer.lastError !== undefined) errors.push(`checkpoints fail and are tried again: ${checkpointer.lastError}`);
   if (walker.lastError !== undefined) errors.push(walker.lastError);
+  errors.push(...group.local?.problems() ?? []);
   const epoch = group.content.core.epoch;
   const { pool } = journal;
   const used = journal.appendedLsn - pool.firstLsn;

@@ -15,6 +15,7 @@
 
 import { assert } from '../base/assert.js';
 import { CorruptionError, Errno, IoError } from '../base/errors.js';
+import type { Log } from '../base/log.js';
 import { BLOCK_BYTES, KIB } from '../base/units.js';
 import { mkdirs, must } from '../io/file.js';
 import { allocatedBytes } from '../io/arena.js';
@@ -266,6 +267,14 @@ export class Content {
     must(this.reactor.io.fdatasync(journal.pool.current.fd), 'fdatasync', journal.pool.current.path);
     must(this.reactor.io.syncDirectory(journal.options.directory), 'fsync', journal.options.directory);
     this.local.ended(at.lsn, core.epochs);
+  }
+
+  /** Tells the log how it was opened. */
+  report(log: Log): void {
+    const { recovered } = this;
+    if (recovered.damagedSlot !== undefined) log.warn('a checkpoint slot was not readable; the other one was used', { slot: recovered.damagedSlot });
+    if (recovered.tornAt !== 0) log.info('erased what lay behind the end of the journal; nothing in it had been acknowledged as durable');
+    log.info('opened', { lsn: this.journal.appendedLsn, checkpoint: this.checkpointer.committedAt.lsn, batches: recovered.batches, devices: this.core.tree.count });
   }
 
   /** Behind the last batch that was executed. */

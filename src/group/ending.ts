@@ -27,8 +27,12 @@ export function endContent(reactor: Reactor, host: EndingHost, content: Content,
   settle(reactor, host, content, log, () => {
     content.stop();
     const wait = (): void => {
-      if (content.quiet && host.retention.cursors.quiet) done(cleanEnd(host, content));
-      else reactor.after(WAIT_US, wait);
+      if (!content.quiet || !host.retention.cursors.quiet) {
+        reactor.after(WAIT_US, wait);
+        return;
+      }
+      if (host.role !== 'stopped') content.local.log.settleNow();
+      done(cleanEnd(host, content));
     };
     wait();
   });

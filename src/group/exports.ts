@@ -24,6 +24,19 @@ export interface ExportsHost {
   readonly serving: boolean;
   /** Clients may write. */
   readonly writable: boolean;
+  readonly local: { views(): Iterable<LocalView> } | undefined;
+}
+
+/** A device that exists on this node only, as its view needs it. */
+export interface LocalView {
+  readonly id: number;
+  readonly name: string;
+  readonly sizeBytes: number;
+  /** Clients may have it open. */
+  readonly usable: boolean;
+  readonly identity: string;
+  readonly continuity: string;
+  readonly description: string;
 }
 
 export class ExportView implements DeviceView {
@@ -32,6 +45,8 @@ export class ExportView implements DeviceView {
   sizeBytes = 0;
   writable = false;
   gone = false;
+  /** Why it is gone for now, when that is not the group's state. */
+  unavailable: string | undefined;
   exportName = '';
   deviceIdentity = '';
   continuityIdentity = '';
@@ -56,18 +71,15 @@ export class Exports {
   update(): void {
     const { host } = this;
     const { tree } = host;
+    const locals = new Map([...host.local?.views() ?? []].map((local) => [local.id, local]));
     for (const [id, view] of this.views) {
-      if (tree.get(id) !== undefined) continue;
+      if (tree.get(id) !== undefined || locals.has(id)) continue;
       view.gone = true;
       this.views.delete(id);
       disconnect(view, `${view.exportName} was removed`);
     }
     for (const device of tree.all()) {
-      let view = this.views.get(device.id);
-      if (view === undefined) {
-        view = new ExportView(host, device.id);
-        this.views.set(device.id, view);
-      }
+      const view = this.viewOf(device.id);
       view.exportName = `${host.name}/${tree.nameOf(device)}`;
       // A client would go on with what was cut off (on a primary, operations.ts had it disconnected before).
       if (device.sizeBytes < view.sizeBytes) disconnect(view, `${view.exportName} was made smaller`);
@@ -78,16 +90,40 @@ export class Exports {
       view.continuityIdentity = device.continuity;
       view.description = describe(tree, device);
     }
+    for (const local of locals.values()) {
+      const view = this.viewOf(local.id);
+      view.exportName = `${host.name}/${local.name}`;
+      if (local.sizeBytes < view.sizeBytes) disconnect(view, `${view.exportName} was made smaller`);
+      view.sizeBytes = local.sizeBytes;
+      // Also on a secondary: its content is this node's own.
+      view.writable = host.serving;
+      view.gone = !host.serving || !local.usable;
+      view.unavailable = local.usable ? undefined : 'it is being made or replaced and cannot be used yet; lockstep status says what it waits for';
+      view.deviceIdentity = local.identity;
+      view.continuityIdentity = local.continuity;
+      view.description = local.description;
+    }
+  }
+
+  private viewOf(id: number): ExportView {
+    let view = this.views.get(id);
+    if (view === undefined) {
+      view = new ExportView(this.host, id);
+      this.views.set(id, view);
+    }
+    return view;
   }
 
   all(): IterableIterator<ExportView> {
     return this.views.values();
   }
 
-  /** By name within the group: `volume` or `volume@snapshot`. */
+  /** By name within the group: `volume`, `volume@snapshot` or `volume~local`. */
   find(name: string): ExportView | undefined {
     const device = this.host.tree.find(name);
-    return device === undefined ? undefined : this.views.get(device.id);
+    if (device !== undefined) return this.views.get(device.id);
+    for (const local of this.host.local?.views() ?? []) if (local.name === name) return this.views.get(local.id);
+    return undefined;
   }
 
   get(id: number): ExportView | undefined {

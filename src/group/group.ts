@@ -6,9 +6,10 @@
  * sockets, HTTP.
  */
 
-import { assert, unreachable } from '../base/assert.js';
+import { assert } from '../base/assert.js';
 import { CorruptionError, Errno, IoError, OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
+import { isLocalDevice } from '../base/units.js';
 import { toHex } from '../base/words.js';
 import { must } from '../io/file.js';
 import type { SpaceStat } from '../io/io.js';
@@ -22,6 +23,7 @@ import { Follower } from './follower.js';
 import { Hooks } from './hooks.js';
 import { Ingest } from './ingest.js';
 import { stateToStartFrom } from './leftovers.js';
+import { LocalService } from './localservice.js';
 import { appendOperation, overtaken } from './perform.js';
 import type { Performed } from './perform.js';
 import { Meter } from './meter.js';
@@ -63,6 +65,8 @@ export class Group implements ReplicatedGroup {
   ingest: Ingest | undefined;
   /** For whom the journal is kept. */
   readonly retention: Retention;
+  /** Devices that exist on this node only; undefined while there is no content. */
+  local: LocalService | undefined;
   private readonly appendedHooks = new Hooks();
   private readonly durableHooks = new Hooks();
   private readonly roleHooks = new Hooks();
@@ -147,25 +151,16 @@ export class Group implements ReplicatedGroup {
   private take(content: Content): void {
     this.opened = content;
     this.meter.watch(content);
-    this.ingest = new Ingest(this.reactor, {
-      content,
-      admit: (bytes) => this.space.admit(bytes, this.spaceNeeds()),
-      appended: () => this.afterAppend(),
-      failed: (error) => this.stopOn(error),
-    }, this.requests);
+    this.ingest = new Ingest(this.reactor, this, this.requests);
     content.journal.onDurable = () => this.afterDurable();
-    content.journal.onFailure = (error) => this.fail(error);
-    content.reader.onProblem = (error) => this.stopOn(error);
-    content.checkpointer.onCorruption = content.destager.onCorruption = (error) => this.stopOn(error);
+    content.journal.onFailure = (error) => this.journalFailed(error);
+    content.reader.onProblem = (error) => this.failed(error);
+    content.checkpointer.onCorruption = content.destager.onCorruption = (error) => this.failed(error);
     content.journal.pool.onCreated = (failure) => {
       if (failure !== undefined) this.log.error(`the journal cannot grow: ${failure}`);
     };
-    const { recovered } = content;
-    if (recovered.damagedSlot !== undefined) this.log.warn('a checkpoint slot was not readable; the other one was used', { slot: recovered.damagedSlot });
-    if (recovered.tornAt !== 0) this.log.info('erased what lay behind the end of the journal; nothing in it had been acknowledged as durable');
-    this.log.info('opened', {
-      lsn: content.journal.appendedLsn, checkpoint: content.checkpointer.committedAt.lsn, batches: recovered.batches, devices: content.core.tree.count,
-    });
+    this.local = new LocalService(this.reactor, this, this.requests, this.log);
+    content.report(this.log);
     this.exports.update();
   }
 
@@ -243,16 +238,17 @@ export class Group implements ReplicatedGroup {
       work();
     } catch (error) {
       if (!(error instanceof CorruptionError) && !(error instanceof IoError)) throw error;
-      this.stopOn(error);
+      this.failed(error);
     }
   }
 
-  private stopOn(error: CorruptionError | IoError): void {
+  failed(error: CorruptionError | IoError): void {
     this.roles.stop(`${error.message}. Nothing more is acknowledged; the files were left as they are`);
   }
 
   private work(content: Content): void {
     if (this.role === 'primary') this.ingest!.tick();
+    this.local!.tick();
     content.poll(this.stableLsn, this.retainedLsn());
     this.follower.poll();
     content.journal.pool.ensureSpare(3);
@@ -274,13 +270,17 @@ export class Group implements ReplicatedGroup {
   }
 
   spaceNeeds(): { undestagedBytes: number; journalBytesToCome: number } {
-    const { store, journal } = this.content;
-    return { undestagedBytes: store.undestagedBytes, journalBytesToCome: this.options.journalDirectory === undefined ? journal.pool.bytesToCome : 0 };
+    const { store, journal, local } = this.content;
+    return { undestagedBytes: store.undestagedBytes, journalBytesToCome: (this.options.journalDirectory === undefined ? journal.pool.bytesToCome : 0) + local.log.bytesToCome };
   }
 
-  private afterAppend(): void {
-    this.appendedHooks.run();
-  }
+  admit(bytes: number): number { return this.space.admit(bytes, this.spaceNeeds()); }
+
+  /** After something was appended here and applied. */
+  appended(): void { this.appendedHooks.run(); }
+
+  /** Appends what the tick has collected so far. */
+  flushBatch(): void { if (this.role === 'primary') this.ingest!.flushBatch(); }
 
   private afterDurable(): void {
     const lsn = this.content.journal.durableLsn;
@@ -294,6 +294,10 @@ export class Group implements ReplicatedGroup {
   submit(slot: number): void {
     const { requests } = this;
     const kind = requests.kind[slot];
+    if (isLocalDevice(requests.device[slot])) {
+      this.guarded(() => this.local!.submit(slot));
+      return;
+    }
     if (kind === RequestKind.read || kind === RequestKind.cache) {
       if (this.opened === undefined || !this.serving) requests.complete(slot, Errno.ESHUTDOWN);
       else this.guarded(() => readRequest(this.content, requests, slot));
@@ -313,17 +317,7 @@ export class Group implements ReplicatedGroup {
 
   /** Whether clients may read. */
   get serving(): boolean {
-    switch (this.role) {
-      case 'primary':
-      case 'secondary':
-        return this.opened !== undefined && !this.changing;
-      case 'recovering':
-      case 'fenced':
-      case 'stopped':
-        return false;
-      default:
-        return unreachable(this.role);
-    }
+    return this.roles.serve && this.opened !== undefined && !this.changing;
   }
 
   // ---- operations ---------------------------------------------------------------------------------
@@ -340,9 +334,9 @@ export class Group implements ReplicatedGroup {
     if (this.role === 'stopped') throw new OperatorError('group/stopped', this.roleReason);
     if (!journal.hasRoomForMarker) throw new OperatorError('journal/stalled', this.stallReason() ?? 'the journal is full; try again in a moment');
     for (const id of overtaken(operation, this.tree)) this.ingest!.cancel(id);
-    const at = appendOperation(io, this.content, operation, this.options.node, (error) => this.stopOn(error));
+    const at = appendOperation(io, this.content, operation, this.options.node, (error) => this.failed(error));
     this.exports.update();
-    this.afterAppend();
+    this.appended();
     const endLsn = journal.appendedLsn;
     journal.sync(endLsn);
     const dataThreadUs = io.nowUs() - begun;
@@ -403,6 +397,7 @@ export class Group implements ReplicatedGroup {
     if (this.role === 'stopped' || this.role === 'fenced') {
       const stopped = this.role === 'stopped';
       this.ingest?.stop(stopped ? Errno.EIO : Errno.ESHUTDOWN);
+      this.local?.stop(stopped ? Errno.EIO : Errno.ESHUTDOWN, this.roleReason);
       if (stopped) this.opened?.stop();
       this.durableWaits.failAll(new OperatorError(stopped ? 'group/stopped' : 'role/not-primary', this.roleReason));
     }
@@ -411,7 +406,7 @@ export class Group implements ReplicatedGroup {
     this.roleHooks.run();
   }
 
-  private fail(error: IoError): void {
+  journalFailed(error: IoError): void {
     this.roles.journalFailed();
     this.roles.stop(`the journal failed: ${error.message}. Nothing more is acknowledged; restart the daemon once the disk is in order, it recovers by itself`);
   }
@@ -449,6 +444,7 @@ export class Group implements ReplicatedGroup {
 
   /** Closes the content and opens it again, cut at `to`; for the follower. */
   reopen(to: Position): void {
+    this.local?.stop(Errno.ESHUTDOWN, 'the devices are being taken back to an earlier state, that of their primary; try again in a moment');
     this.content.close();
     this.opened = undefined;
     this.take(Content.open(this.reactor, { ...this.options, groupId: this.groupId! }, { until: to }));
@@ -473,14 +469,18 @@ export class Group implements ReplicatedGroup {
 
   // ---- end ------------------------------------------------------------------------------------------
 
-  /** Before clients are waited for: nothing waits for journal room any more. */
-  beginClosing(): void { this.ingest?.refuseWaiting(Errno.ESHUTDOWN); }
+  /** Before clients are waited for: nothing waits for room any more. */
+  beginClosing(): void {
+    this.ingest?.refuseWaiting(Errno.ESHUTDOWN);
+    this.local?.writes.refuseWaiting(Errno.ESHUTDOWN);
+  }
 
   /** Lets requests and jobs end, then calls `done`. The stop counts as clean if nothing failed. */
   close(done: () => void): void {
     this.exports.disconnectAll('the daemon is shutting down');
     if (this.role === 'primary') this.ingest?.flushBatch();
     this.ingest?.stop(Errno.ESHUTDOWN);
+    this.local?.close();
     this.roles.end();
     const { opened } = this;
     const end = (at: Position | undefined): void => {

@@ -31,7 +31,7 @@ import type { RequestTable } from './requests.js';
 
 export interface LocalServiceHost {
   readonly name: string;
-  readonly node: string;
+  readonly options: { readonly node: string };
   readonly content: Content;
   readonly exports: Exports;
   /** Clients are served. */
@@ -70,6 +70,8 @@ const POLL_US = 50_000;
 
 export class LocalService {
   readonly writes: LocalWrites;
+  /** That of the host when this was made: a host that has another one makes another service. */
+  private readonly content: Content;
   private waits: ReadyWait[] = [];
   /** Waiting for the local journal to settle up to an LSN. */
   private settling: { readonly lsn: number; done(): void }[] = [];
@@ -90,6 +92,7 @@ export class LocalService {
       this.settled();
     };
     local.log.onFailure = (error) => host.journalFailed(error);
+    this.content = content;
     for (const sentence of local.dropped) log.error(sentence);
     if (local.tree.count > 0) log.info('has local devices', { devices: local.tree.count, localLsn: local.log.position.lsn });
   }
@@ -98,7 +101,8 @@ export class LocalService {
 
   /** Local devices for the exports. */
   *views(): Generator<LocalView> {
-    const { content, node } = this.host;
+    const { content } = this;
+    const { node } = this.host.options;
     for (const device of content.local.tree.all()) {
       const usable = device.ready && !this.blocked.has(device.id);
       yield {
@@ -109,18 +113,18 @@ export class LocalService {
   }
 
   private sourceName(device: LocalDevice): string {
-    const { core, local } = this.host.content;
+    const { core, local } = this.content;
     const source = core.tree.get(device.source);
     return source !== undefined ? core.tree.nameOf(source) : local.tree.get(device.source)?.name ?? 'a removed device';
   }
 
   get tree(): Content['local']['tree'] {
-    return this.host.content.local.tree;
+    return this.content.local.tree;
   }
 
   /** What is wrong, in sentences. */
   problems(): string[] {
-    const { local, checkpointer } = this.host.content;
+    const { local, checkpointer } = this.content;
     const problems = [...local.dropped];
     if (this.writes.stalled) {
       const why = local.log.growProblem ?? checkpointer.lastError ?? 'the next checkpoint has not been committed yet; on a secondary it waits until the primary has made durable what is applied here: bring the primary back, or promote this node';
@@ -137,7 +141,7 @@ export class LocalService {
     if (this.stopped !== undefined || !host.serving || this.blocked.has(id) || this.tree.get(id)?.ready !== true) {
       requests.complete(slot, Errno.ESHUTDOWN);
     } else if (requests.kind[slot] === RequestKind.read || requests.kind[slot] === RequestKind.cache) {
-      readRequest(host.content, requests, slot);
+      readRequest(this.content, requests, slot);
     } else {
       this.writes.submit(slot);
     }
@@ -156,7 +160,7 @@ export class LocalService {
   snapshot(sourceName: string, name: string, waitUs: number, answer: LocalAnswer): void {
     this.judged(answer, () => this.namedSource(sourceName, name));
     if (!this.pending.has(answer)) return;
-    this.host.content.local.log.create((error) => this.guarded(answer, () => {
+    this.content.local.log.create((error) => this.guarded(answer, () => {
       if (error !== undefined) throw error;
       // Again: this may be another tick.
       const { source, volume, spelled } = this.namedSource(sourceName, name);
@@ -175,7 +179,7 @@ export class LocalService {
       const source = this.sourceOf(target, sourceName);
       this.takeFrom(target, force, 'is being restored');
       this.standingStill([target.id, source].filter(isLocalDevice), answer, () => {
-        if (this.host.content.store.find(source) === undefined) throw new OperatorError('device/not-found', `the source of ${this.spell(target.name)} was removed meanwhile`);
+        if (this.content.store.find(source) === undefined) throw new OperatorError('device/not-found', `the source of ${this.spell(target.name)} was removed meanwhile`);
         this.perform(waitUs, answer, (follows, wallMs) => ({ op: 'assign', target: target.id, source, follows: isLocalDevice(source) ? null : follows, wallMs }));
       }, () => this.blocked.delete(target.id));
     });
@@ -206,7 +210,7 @@ export class LocalService {
 
   private namedSource(sourceName: string, name: string): { source: number; volume: number; spelled: string } {
     const { tree, host } = this;
-    const groups = host.content.core.tree;
+    const groups = this.content.core.tree;
     const device = groups.find(sourceName);
     const local = device === undefined ? tree.find(sourceName) : undefined;
     if (device === undefined && local === undefined) {
@@ -224,7 +228,7 @@ export class LocalService {
 
   private sourceOf(target: LocalDevice, sourceName: string | null): number {
     const { tree, host } = this;
-    const groups = host.content.core.tree;
+    const groups = this.content.core.tree;
     const found = sourceName === null ? groups.get(target.source) ?? tree.get(target.source) : groups.find(sourceName) ?? tree.find(sourceName);
     if (found === undefined) {
       throw new OperatorError('device/not-found', sourceName === null
@@ -321,7 +325,7 @@ export class LocalService {
   }
 
   private whenSettled(lsn: number, done: () => void): void {
-    const { log } = this.host.content.local;
+    const { log } = this.content.local;
     if (log.settledLsn >= lsn) {
       done();
       return;
@@ -331,7 +335,7 @@ export class LocalService {
   }
 
   private settled(): void {
-    const { settledLsn } = this.host.content.local.log;
+    const { settledLsn } = this.content.local.log;
     const ready = this.settling.filter((one) => one.lsn <= settledLsn);
     this.settling = this.settling.filter((one) => one.lsn > settledLsn);
     for (const one of ready) one.done();
@@ -339,14 +343,16 @@ export class LocalService {
 
   /** Devices whose position cannot be undone any more may be used. */
   private makeReady(): void {
-    const { content, stableLsn, exports } = this.host;
+    const { content } = this;
+    const { stableLsn, exports } = this.host;
     const { local } = content;
     let changed = false;
     let unready = false;
     for (const device of local.tree.all()) {
       if (device.ready) continue;
       unready = true;
-      if (device.followsLsn > stableLsn) {
+      // Of a volatile journal `stable` is what was appended, and power loss takes it.
+      if (device.followsLsn > Math.min(stableLsn, content.journal.durableLsn)) {
         content.journal.sync(device.followsLsn);
         continue;
       }
@@ -378,9 +384,16 @@ export class LocalService {
     });
   }
 
+  /** In order: what was written through so far is recorded and answered. */
+  close(): void {
+    if (this.stopped === undefined) this.writes.tick();
+    this.stop(Errno.ESHUTDOWN, 'the daemon is shutting down');
+  }
+
   /** Answers everything, now and from now on. */
-  stop(errno: number, reason: OperatorError): void {
+  stop(errno: number, words: string): void {
     if (this.stopped !== undefined) return;
+    const reason = new OperatorError('group/stopped', words);
     this.stopped = reason;
     this.writes.stop(errno);
     this.settling = [];

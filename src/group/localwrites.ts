@@ -75,8 +75,12 @@ export class LocalWrites {
   private readonly table = new JobTable(2 * EXTENTS_EACH);
   private idleWaiters: { readonly device: number; readonly done: () => void }[] = [];
   private stopped = 0;
+  /** Not 0: what would wait for room in the local journal is answered with this. */
+  private noWaiting = 0;
+  private readonly content: Content;
 
   constructor(private readonly reactor: Reactor, private readonly host: LocalWritesHost, private readonly requests: RequestTable) {
+    this.content = host.content;
     const { reader, store, sink, local } = host.content;
     this.flushes = new SlotQueue(requests);
     this.edges = new EdgeCompleter(reactor.arena, { reader, store, sink, spareBlocks: local.spareBlocks });
@@ -85,7 +89,7 @@ export class LocalWrites {
 
   /** Whether requests wait for room in the local journal. */
   get stalled(): boolean {
-    const { log } = this.host.content.local;
+    const { log } = this.content.local;
     if (!log.exists || log.hasRoom) return false;
     if (this.written.length > 0) return true;
     for (const { queue } of this.devices.values()) if (queue.length > 0) return true;
@@ -113,7 +117,7 @@ export class LocalWrites {
   }
 
   private flush(slot: number): void {
-    const { log } = this.host.content.local;
+    const { log } = this.content.local;
     if (log.changedLsn <= log.settledLsn) {
       this.requests.complete(slot, 0);
       return;
@@ -123,7 +127,7 @@ export class LocalWrites {
   }
 
   private settled(): void {
-    const { settledLsn } = this.host.content.local.log;
+    const { settledLsn } = this.content.local.log;
     for (let slot = this.flushes.shift(settledLsn); slot >= 0; slot = this.flushes.shift(settledLsn)) this.requests.complete(slot, 0);
     this.reactor.again();
   }
@@ -153,7 +157,7 @@ export class LocalWrites {
   /** Starts the first request of its queue, and takes it out; false when it has to wait. Throws IoError, CorruptionError. */
   private start(slot: number, waiting: Waiting): boolean {
     const { requests, host } = this;
-    const { store, local } = host.content;
+    const { store, local } = this.content;
     const device = store.find(requests.device[slot]);
     const offset = requests.offset[slot];
     const length = requests.length[slot];
@@ -170,8 +174,8 @@ export class LocalWrites {
     if (length === 0) return refuse(0);
     if (this.overlaps(device.id, first, end)) return false;
     if (!local.log.hasRoom) {
-      host.content.requestCheckpoint();
-      return false;
+      this.content.requestCheckpoint();
+      return this.noWaiting !== 0 && refuse(this.noWaiting);
     }
     const writes = isWrite || hasEdges(offset, length);
     if (device.layer !== 0 && store.layers.get(device.layer).punching > 0 && writes) return false;
@@ -217,7 +221,7 @@ export class LocalWrites {
   /** Hands its blocks to the helper. Throws IoError when the layer's file cannot be made. */
   private begin(slot: number, device: StoredDevice, first: number, end: number, writes: boolean, edges: Edges): void {
     const { requests, table } = this;
-    const { store, local, options } = this.host.content;
+    const { store, local, options } = this.content;
     const offset = requests.offset[slot];
     const isWrite = requests.kind[slot] === RequestKind.write;
     // A request within one block has a head only.
@@ -267,7 +271,7 @@ export class LocalWrites {
   }
 
   private ended(write: Write, result: number): void {
-    this.host.content.local.writesInFlight--;
+    this.content.local.writesInFlight--;
     this.writing.splice(this.writing.indexOf(write), 1);
     write.layer!.holds--;
     this.edges.release(write.edges);
@@ -296,10 +300,11 @@ export class LocalWrites {
   }
 
   private record(): void {
-    const { local } = this.host.content;
+    const { local } = this.content;
     while (this.written.length > 0) {
       if (!local.log.hasRoom) {
-        this.host.content.requestCheckpoint();
+        this.content.requestCheckpoint();
+        if (this.noWaiting !== 0) this.giveUp(this.noWaiting);
         return;
       }
       const part = this.written.splice(0, Math.floor(MAX_EXTENTS / EXTENTS_EACH));
@@ -361,14 +366,25 @@ export class LocalWrites {
   stop(errno: number): void {
     if (this.stopped !== 0) return;
     this.stopped = errno;
+    this.giveUp(errno);
+    for (const { queue } of this.devices.values()) {
+      for (let slot = queue.shift(Infinity); slot >= 0; slot = queue.shift(Infinity)) this.requests.complete(slot, errno);
+    }
+    for (let slot = this.flushes.shift(Infinity); slot >= 0; slot = this.flushes.shift(Infinity)) this.requests.complete(slot, errno);
+  }
+
+  /** Room may never come, and the daemon is to end: what waits for it, and whatever would from now on, is answered with `errno`. */
+  refuseWaiting(errno: number): void {
+    this.noWaiting = errno;
+    this.reactor.again();
+  }
+
+  /** What was written and has no record was never acknowledged. */
+  private giveUp(errno: number): void {
     for (const write of this.written) {
       if (write.layer !== undefined) write.layer.writing--;
       this.requests.complete(write.slot, errno);
     }
     this.written = [];
-    for (const { queue } of this.devices.values()) {
-      for (let slot = queue.shift(Infinity); slot >= 0; slot = queue.shift(Infinity)) this.requests.complete(slot, errno);
-    }
-    for (let slot = this.flushes.shift(Infinity); slot >= 0; slot = this.flushes.shift(Infinity)) this.requests.complete(slot, errno);
   }
 }

@@ -6,6 +6,7 @@
  * its host to begin an epoch and to tell everybody.
  */
 
+import { unreachable } from '../base/assert.js';
 import { IoError, OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
@@ -62,6 +63,21 @@ export class Roles {
 
   get groupId(): string | undefined {
     return this.state.groupId ?? undefined;
+  }
+
+  /** Whether a node in this role serves clients. */
+  get serve(): boolean {
+    switch (this.role) {
+      case 'primary':
+      case 'secondary':
+        return true;
+      case 'recovering':
+      case 'fenced':
+      case 'stopped':
+        return false;
+      default:
+        return unreachable(this.role);
+    }
   }
 
   /** Under the kernel of now; not after a failure of the journal. */

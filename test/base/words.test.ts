@@ -31,9 +31,10 @@ t.test('the version is that of package.json', async (t) => {
 t.test('names follow one rule', async (t) => {
   for (const good of ['a', 'A9', 'vol-1.img_2', 'x'.repeat(64), '0']) t.ok(isName(good), good);
   for (const bad of ['', '-a', '.a', '_a', 'a b', 'a/b', 'a@b', 'ä', 'x'.repeat(65), 'a\n', 'a\0']) t.notOk(isName(bad), JSON.stringify(bad));
-  t.strictSame(parseDeviceName('v'), { volume: 'v', snapshot: undefined });
-  t.strictSame(parseDeviceName('v@s'), { volume: 'v', snapshot: 's' });
-  for (const bad of ['', '@', 'v@', '@s', 'v@s@t', 'v/w']) t.equal(parseDeviceName(bad), undefined, bad);
+  t.strictSame(parseDeviceName('v'), { volume: 'v', snapshot: undefined, local: undefined });
+  t.strictSame(parseDeviceName('v@s'), { volume: 'v', snapshot: 's', local: undefined });
+  t.strictSame(parseDeviceName('v~n'), { volume: 'v', snapshot: undefined, local: 'n' });
+  for (const bad of ['', '@', 'v@', '@s', 'v@s@t', 'v/w', '~', 'v~', '~n', 'v~n@s', 'v@s~n']) t.equal(parseDeviceName(bad), undefined, bad);
   t.strictSame(parseExportName('g'), { group: 'g', device: undefined });
   t.strictSame(parseExportName('g/v@s'), { group: 'g', device: 'v@s' });
   for (const bad of ['', '/', 'g/', '/v', 'g/v/w', 'g@s']) t.equal(parseExportName(bad), undefined, bad);

@@ -19,8 +19,9 @@ export function registerOperations(program: Command, register: Register): void {
     .description('create a volume of zeros; the size such as 10G, a multiple of 4096 bytes')
     .action(register(create));
   freezeOptions(waitOptions(program.command('snapshot <group/volume@name>')))
-    .description('make a snapshot of a volume, or of one of its snapshots; GROUP/@NAME: of all volumes of the group, at one point')
-    .option('--of <snapshot>', 'take it of VOLUME@SNAPSHOT instead of the volume')
+    .description('make a snapshot of a volume, or of one of its snapshots; GROUP/@NAME: of all volumes of the group, at one point; GROUP/VOLUME~NAME: on this node only')
+    .option('--of <snapshot>', 'take it of VOLUME@SNAPSHOT, or VOLUME~LOCAL, instead of the volume')
+    .option('--local', 'the same as VOLUME~NAME: a writable snapshot on this node only, primary or secondary')
     .action(register(snapshot));
   waitOptions(program.command('resize <group/device> <size>'))
     .description('change the size of a device; what shrinking cuts off is lost')
@@ -61,28 +62,31 @@ async function create(context: Context, options: WaitOptions, name: string, size
   context.printOperation(reply, `created ${name}, ${formatSize(size)},`, asked);
 }
 
-async function snapshot(context: Context, options: WaitOptions & FreezeOptions & { of?: string }, name: string): Promise<void> {
+async function snapshot(context: Context, options: WaitOptions & FreezeOptions & { of?: string; local?: boolean }, name: string): Promise<void> {
   const asked = waits(options);
   const { group, device, set } = deviceOrSetArgument(name);
-  const take = (source: string | null, label: string): Promise<OperationReply> =>
-    quiesce(context, options, { group, device }, asked, (waits) => context.client.snapshot(group, { source, name: label, ...waits }));
+  const take = (source: string | null, label: string, local = false): Promise<OperationReply> =>
+    quiesce(context, options, { group, device }, asked, (waits) => context.client.snapshot(group, { source, name: label, ...(local ? { local } : {}), ...waits }));
   if (set !== undefined) {
+    if (options.local === true) throw new OperatorError('usage', `a local snapshot is of one device: name it as ${group}/VOLUME~${set}`);
     if (options.of !== undefined) throw new OperatorError('usage', `${name} is a snapshot of every volume of group ${group}; --of names the source of a single one`);
     const reply = await take(null, set);
     context.printOperation(reply, `created ${name} of ${reply.devices.length === 1 ? '1 volume' : `${reply.devices.length} volumes`}`, asked);
     return;
   }
   const parsed = parseDeviceName(device);
-  if (parsed?.snapshot === undefined) throw new OperatorError('usage', `name the new snapshot too: lockstep snapshot ${name}@NAME`);
+  const newName = parsed?.snapshot ?? parsed?.local;
+  if (parsed === undefined || newName === undefined) throw new OperatorError('usage', `name the new snapshot too: lockstep snapshot ${name}@NAME`);
+  const local = options.local === true || parsed.local !== undefined;
   let source = parsed.volume;
   if (options.of !== undefined) {
-    const of = options.of.includes('/') ? deviceArgument(options.of) : { group, device: options.of.includes('@') ? (options.of.startsWith('@') ? parsed.volume : '') + options.of : `${parsed.volume}@${options.of}` };
+    const of = options.of.includes('/') ? deviceArgument(options.of) : { group, device: /[@~]/.test(options.of) ? (/^[@~]/.test(options.of) ? parsed.volume : '') + options.of : `${parsed.volume}@${options.of}` };
     const ofName = parseDeviceName(of.device);
     if (of.group !== group || ofName?.volume !== parsed.volume) throw new OperatorError('usage', `--of must name a snapshot of ${group}/${parsed.volume}, not ${JSON.stringify(options.of)}`);
     source = of.device;
   }
-  const reply = await take(source, parsed.snapshot);
-  context.printOperation(reply, `created ${name} of ${group}/${source}`, asked);
+  const reply = await take(source, newName, local);
+  context.printOperation(reply, local ? `created ${group}/${parsed.volume}~${newName} of ${group}/${source}, on this node only,` : `created ${name} of ${group}/${source}`, asked);
 }
 
 async function resize(context: Context, options: WaitOptions & ForceOption, name: string, sizeWords: string): Promise<void> {

@@ -20,6 +20,7 @@ export function renderGroup(group: GroupStatus, style: Style): string {
   const advice = adviseGroup(group);
   const { lsn, journal, destage, store } = group;
   const volumes = group.devices.filter((device) => device.kind === 'volume');
+  const locals = group.devices.filter((device) => device.kind === 'local').length;
   const clients = group.devices.reduce((sum, device) => sum + device.clients, 0);
   /** The advice above has it already. */
   const said = (reason: string): boolean => reason !== '' && advice.some((one) => one.what.includes(reason));
@@ -33,7 +34,7 @@ export function renderGroup(group: GroupStatus, style: Style): string {
     ...(journal.volatile ? [row('', `volatile: in memory; ${formatSize(journal.atRiskBytes)} in no checkpoint yet. A power loss makes the data of this node unknown`)] : []),
     row('destage', destage.pendingBlocks === 0 ? `nothing pending, ${count(destage.roundsDone, 'round')} done` : `${formatSize(destage.pendingBytes)} in ${count(destage.pendingBlocks, 'block')} pending, ${formatSize(destage.behindBytes)} behind, ${count(destage.roundsDone, 'round')} done`),
     row('store', `maps ${formatSize(store.mapBytes)} of ${formatSize(store.mapLimitBytes)}, ${count(store.layers, 'layer')}, ${formatSize(store.freeBytes)} free, replay after a crash about ${formatDuration(store.replaySecondsEstimate)}`),
-    row('devices', `${count(volumes.length, 'volume')} (${formatSize(volumes.reduce((sum, device) => sum + device.sizeBytes, 0))}), ${count(group.devices.length - volumes.length, 'snapshot')}, ${count(clients, 'client connection')}`),
+    row('devices', `${count(volumes.length, 'volume')} (${formatSize(volumes.reduce((sum, device) => sum + device.sizeBytes, 0))}), ${count(group.devices.length - volumes.length - locals, 'snapshot')}, ${locals === 0 ? '' : `${count(locals, 'local snapshot')}, `}${count(clients, 'client connection')}`),
     row('ops', operationsText(group.operations)),
     ...group.links.flatMap((link) => renderLink(said(link.reason) ? { ...link, reason: '' } : link)),
     ...(group.links.length === 0 ? [row('links', 'none: this group is not replicated')] : []),

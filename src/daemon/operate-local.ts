@@ -1,0 +1,94 @@
+/**
+ * Carries out the operations on local snapshots, which exist on this node only
+ * and are no markers (DESIGN §1).
+ *
+ * Owns: which requests these are, and the sentences about what a local snapshot
+ * cannot do. Must not know: HTTP, how it is done (group/localservice.ts).
+ */
+
+import { unreachable } from '../base/assert.js';
+import { OperatorError } from '../base/errors.js';
+import { isLocalName, parseDeviceName } from '../base/names.js';
+import type { OperationRequest } from '../control/port.js';
+import type { Group } from '../group/group.js';
+import type { LocalAnswer, LocalService } from '../group/localservice.js';
+import type { Answer } from './commands.js';
+import { localEntry } from './status.js';
+
+/** Whether the request is about a local snapshot. */
+export function isLocal(request: OperationRequest): boolean {
+  switch (request.op) {
+    case 'create':
+      return false;
+    case 'snapshot':
+      return request.local === true || (request.source !== null && isLocalName(request.source));
+    case 'clone':
+      return isLocalName(request.source);
+    case 'restore':
+    case 'sync':
+      return isLocalName(request.source) || (request.target !== null && isLocalName(request.target));
+    case 'refresh':
+      return isLocalName(request.target);
+    case 'resize':
+    case 'remove':
+    case 'rename':
+    case 'protect':
+      return isLocalName(request.device);
+    default:
+      return unreachable(request);
+  }
+}
+
+/** On a primary or a secondary. Throws OperatorError when the request is refused. */
+export function operateLocally(group: Group, request: OperationRequest, answer: Answer): void {
+  const { local } = group;
+  if (local === undefined || !group.serving) throw new OperatorError('group/stopped', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
+  if (request.halt === true) throw refusal('--halt is for operations that other nodes execute, too, and a local snapshot is on this node only');
+  const replied: LocalAnswer = {
+    done: ({ lsn, device, dataThreadUs, notice }) => {
+      const devices = device === undefined ? [] : [localEntry(group, device)];
+      // Nobody else executes it: then it has come as far as it can.
+      answer.done({ lsn, device: devices[0] ?? null, devices, dataThreadUs, waited: notice === null ? request.wait : 'durable', notice });
+    },
+    failed: (error) => answer.failed(error),
+  };
+  dispatch(local, request, request.waitSeconds * 1e6, replied);
+}
+
+function dispatch(local: LocalService, request: OperationRequest, waitUs: number, answer: LocalAnswer): void {
+  switch (request.op) {
+    case 'snapshot':
+      if (request.source === null) throw refusal('a local snapshot is of one device; name it');
+      if (request.local !== true) throw refusal(`${request.source} is on this node only, so no snapshot of it can be on other nodes; make a local one with --local, or as VOLUME~NAME`);
+      local.snapshot(request.source, request.name, waitUs, answer);
+      return;
+    case 'restore':
+    case 'sync':
+      if (request.target === null || !isLocalName(request.target)) {
+        throw refusal(`${request.source} is on this node only, and what ${request.target ?? 'the group'} becomes has to be on every node: copy what you need from ${request.source} by hand`);
+      }
+      if (request.ranges.length > 0) throw refusal('a local snapshot is restored as a whole; leave --range out');
+      local.restore(request.target, request.source, request.force, waitUs, answer);
+      return;
+    case 'refresh':
+      local.restore(request.target, null, request.force, waitUs, answer);
+      return;
+    case 'remove':
+      local.remove(request.device, request.force, answer);
+      return;
+    case 'resize':
+    case 'rename':
+    case 'protect':
+      throw refusal(`${request.device} is a local snapshot: it keeps the name and size that it was made with, and cannot be protected`);
+    case 'clone':
+      throw refusal(`${request.source} is on this node only, and a volume is on every node: clone a snapshot ${parseDeviceName(request.source)?.volume ?? ''}@NAME instead`);
+    case 'create':
+      return;
+    default:
+      unreachable(request);
+  }
+}
+
+function refusal(sentence: string): OperatorError {
+  return new OperatorError('local/refused', sentence);
+}
