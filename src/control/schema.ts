@@ -72,7 +72,7 @@ const force = z.boolean().default(false);
 export const SnapshotBody = z.strictObject({
   source: Device.nullable().default(null), name: Name,
   /** On this node only, primary or secondary: VOLUME~NAME. */
-  local: z.boolean().default(false), ...waiting,
+  local: z.boolean().optional(), ...waiting,
 });
 
 /** POST /v1/groups/{group}/restore: `target` becomes what `source` is; without target, the source being a set, all its volumes. */

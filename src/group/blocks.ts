@@ -40,7 +40,7 @@ export class NodeBlocks implements BlockService {
     if (group === undefined) return undefined;
     const view = group.exports.find(exportName.slice(slash + 1));
     if (view === undefined) return undefined;
-    return view.gone ? { unavailable: view.unavailable ?? `group ${group.name} is ${group.role}: ${group.roleReason}` } : view;
+    return view.gone ? { unavailable: view.notYet ?? `group ${group.name} is ${group.role}: ${group.roleReason}` } : view;
   }
 
   addClient(view: DeviceView, client: DeviceClient): void {

@@ -46,7 +46,7 @@ export class ExportView implements DeviceView {
   writable = false;
   gone = false;
   /** Why it is gone for now, when that is not the group's state. */
-  unavailable: string | undefined;
+  notYet: string | undefined;
   exportName = '';
   deviceIdentity = '';
   continuityIdentity = '';
@@ -98,7 +98,7 @@ export class Exports {
       // Also on a secondary: its content is this node's own.
       view.writable = host.serving;
       view.gone = !host.serving || !local.usable;
-      view.unavailable = local.usable ? undefined : 'it is being made or replaced and cannot be used yet; lockstep status says what it waits for';
+      view.notYet = local.usable ? undefined : 'it is being made or replaced and cannot be used yet; lockstep status says what it waits for';
       view.deviceIdentity = local.identity;
       view.continuityIdentity = local.continuity;
       view.description = local.description;

@@ -15,7 +15,8 @@
  * history, and goes on at 4; or it drops it.
  */
 
-import { CorruptionError, Errno, IoError, OperatorError } from '../base/errors.js';
+import { Errno, OperatorError } from '../base/errors.js';
+import type { CorruptionError, IoError } from '../base/errors.js';
 import { isLocalDevice } from '../base/units.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';

@@ -145,7 +145,7 @@ const REFUSED: readonly [string, string, string | undefined, number, string, Reg
   ['POST', '/v1/groups/g/volumes', '{"__proto__":{"name":"vol","size":4096}}', 400, 'usage', /name is missing/],
   ['POST', '/v1/groups/g/volumes', '{"name":"vol","size":4096,"wait":"long"}', 400, 'usage', /wait must be "durable" or "applied", not "long"/],
   ['POST', '/v1/groups/g/volumes', '{"name":"vol","size":4096,"waitSeconds":1e9}', 400, 'usage', /waitSeconds/],
-  ['POST', '/v1/groups/g/snapshots', '{"source":"vol@","name":"s"}', 400, 'usage', /source must be VOLUME or VOLUME@SNAPSHOT/],
+  ['POST', '/v1/groups/g/snapshots', '{"source":"vol@","name":"s"}', 400, 'usage', /source must be VOLUME, VOLUME@SNAPSHOT or VOLUME~LOCAL/],
   ['POST', '/v1/groups/g/snapshots', '{"source":"vol@a@b","name":"s"}', 400, 'usage', /source must be/],
   ['POST', '/v1/groups/g/restore', '{"target":"vol","source":"vol"}', 400, 'usage', /same device/],
   ['POST', '/v1/groups/g/restore', '{"target":"vol","source":"vol@s","force":"yes"}', 400, 'usage', /force/],

@@ -1,0 +1,160 @@
+/** Local devices through kills and power losses: one node, both journals, random work. */
+import t from 'tap';
+import { KIB } from '../../src/base/units.js';
+import { LocalDevices } from './local.js';
+import { BLOCK } from './model.js';
+import { Random } from './random.js';
+import { Rig } from './rig.js';
+
+const SEED = Number(process.env.TEST_SEED ?? 1);
+const SEEDS = Number(process.env.LOCAL_SEEDS ?? 40);
+const STEPS = 60;
+const SIZE = 1024 * KIB;
+
+/** Small enough that the local journal is recycled many times. */
+const SIZES = { segmentBytes: 256 * KIB, segments: 8 };
+
+interface Counts {
+  crashes: number;
+  lost: number;
+  changes: number;
+}
+
+class LocalRun {
+  readonly rig: Rig;
+  readonly locals: LocalDevices;
+  private readonly random: Random;
+  private names = 0;
+  private fill = 0;
+
+  constructor(private readonly seed: number, private readonly counts: Counts) {
+    this.rig = new Rig(seed, SIZES);
+    this.random = new Random(seed).fork(77);
+    this.locals = new LocalDevices(this.rig.host);
+  }
+
+  private data(length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    this.fill++;
+    new Uint32Array(bytes.buffer, 0, length >> 2).fill(Math.imul(this.seed * 1000 + this.fill, 0x9e3779b1) >>> 0);
+    return bytes;
+  }
+
+  private place(length: number): number {
+    return this.random.below((SIZE - length) / 512) * 512;
+  }
+
+  private get alive(): boolean {
+    return this.rig.host.alive;
+  }
+
+  run(): void {
+    const { rig, locals, random } = this;
+    rig.start();
+    locals.attach();
+    rig.create('v', SIZE);
+    for (let i = 0; i < 10; i++) this.writeGroup();
+    rig.ask('v', 'flush');
+    for (let step = 0; step < STEPS; step++) {
+      rig.host.node.attempt(() => this.step());
+      if (!this.alive) this.restart('power');
+      else if (random.chance(0.08)) {
+        const kind = random.chance(0.5) ? 'power' : 'kill';
+        rig.host.crash(kind);
+        this.restart(kind);
+      }
+    }
+    rig.host.node.disk.faults.fuse = 0;
+    this.quiet();
+    locals.verify();
+    rig.verify();
+    rig.dispose();
+  }
+
+  private restart(kind: 'power' | 'kill'): void {
+    const before = this.locals.devices.size;
+    this.counts.crashes++;
+    this.rig.start();
+    if (this.rig.host.problem !== undefined) throw new Error(`seed ${this.seed}: ${this.rig.host.problem}`);
+    this.locals.judge(kind);
+    this.counts.lost += before - this.locals.devices.size;
+    this.rig.verify();
+  }
+
+  private quiet(): void {
+    this.rig.run(() => this.locals.inFlight === 0 || !this.alive);
+  }
+
+  private writeGroup(): void {
+    const length = this.random.between(1, 16) * BLOCK;
+    const offset = this.random.below((SIZE - length) / BLOCK) * BLOCK;
+    this.rig.submit('v', 'write', offset, length, { data: this.data(length) });
+  }
+
+  private step(): void {
+    const { random, locals, rig } = this;
+    const names = [...locals.devices.values()].filter((one) => !one.removed && one.reported).map((one) => one.name);
+    // Some crashes come in the midst of a step.
+    if (random.chance(0.1)) {
+      rig.host.node.disk.faults.fuse = random.between(1, 60);
+      rig.host.node.fuseKind = 'power';
+    }
+    const what = random.below(10);
+    if (what < 2) {
+      for (let i = random.between(1, 6); i > 0; i--) this.writeGroup();
+    } else if (names.length === 0 || (what === 2 && names.length < 6)) {
+      const source = names.length > 0 && random.chance(0.4) ? random.pick(names) : 'v';
+      if (random.chance(0.5)) this.writeGroup();
+      // A write that is not answered yet may be in the snapshot or not.
+      if (source !== 'v') this.quiet();
+      if (this.alive) locals.snapshot(source, `n${this.names++}`);
+    } else if (what === 3 && random.chance(0.5)) {
+      this.quiet();
+      if (this.alive) locals.restore(random.pick(names), 'v');
+    } else if (what === 3 && names.length > 1) {
+      this.quiet();
+      const [a, b] = random.shuffle([...names]);
+      if (this.alive) locals.restore(a, b);
+    } else if (what === 4 && random.chance(0.4)) {
+      this.quiet();
+      if (this.alive) locals.remove(random.pick(names));
+    } else if (what === 5) {
+      locals.flush(random.pick(names));
+      if (random.chance(0.5)) this.quiet();
+    } else {
+      this.changes(names);
+    }
+    if (this.alive && random.chance(0.3)) this.quiet();
+  }
+
+  /** Several changes at once, of different blocks. */
+  private changes(names: readonly string[]): void {
+    const { random, locals } = this;
+    this.quiet();
+    const taken: [string, number, number][] = [];
+    for (let i = random.between(1, 12); i > 0 && this.alive; i--) {
+      const name = random.pick(names);
+      const length = random.chance(0.5) ? random.between(1, 12) * BLOCK : random.between(1, 40) * 512;
+      const offset = random.chance(0.5) ? Math.floor(this.place(length) / BLOCK) * BLOCK : this.place(length);
+      const [first, end] = [Math.floor(offset / BLOCK), Math.ceil((offset + length) / BLOCK)];
+      if (taken.some(([other, from, to]) => other === name && from < end && first < to)) continue;
+      taken.push([name, first, end]);
+      this.counts.changes++;
+      locals.change(name, offset, length, random.chance(0.25) ? undefined : this.data(length), random.chance(0.15));
+    }
+  }
+}
+
+t.test('local devices hold what was flushed through power losses, and what was acknowledged through kills', async (t) => {
+  const counts: Counts = { crashes: 0, lost: 0, changes: 0 };
+  for (let seed = SEED; seed < SEED + SEEDS; seed++) {
+    try {
+      new LocalRun(seed, counts).run();
+    } catch (error) {
+      t.fail(`TEST_SEED=${seed}: ${(error as Error).stack ?? ''}`);
+      return;
+    }
+  }
+  t.comment(`seeds ${SEED} to ${SEED + SEEDS - 1}: ${counts.crashes} crashes, ${counts.changes} changes, ${counts.lost} devices gone that had not been reported or were removed`);
+  t.ok(counts.crashes > SEEDS && counts.changes > SEEDS * 10, 'there was something to judge');
+});
