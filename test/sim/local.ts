@@ -163,7 +163,7 @@ export class LocalDevices {
 
   snapshot(source: string, name: string): OperationReply | undefined {
     const reply = this.operate({ op: 'snapshot', group: GROUP, source, name, local: true, wait: 'durable', waitSeconds: 10 });
-    if (reply?.device != null && reply.notice === null) {
+    if (reply !== undefined && reply.device !== null && reply.notice === null) {
       this.devices.get(reply.device.id)!.reported = true;
       this.settle(this.atOperation);
     }
