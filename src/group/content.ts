@@ -138,7 +138,7 @@ export class Content {
     this.journal = new Journal(reactor, { ...options.journal, directory: journalDirectoryOf(options), groupId: options.groupId });
     this.local = new LocalContent(reactor, this.store, {
       directory: options.directory, groupId: options.groupId, bootId: options.bootId,
-      segmentBytes: options.journal.segmentBytes, journalBytes: options.journal.segmentBytes * options.journal.maxSegments,
+      segmentBytes: options.journal.segmentBytes, journalBytes: options.journal.segmentBytes * options.journal.maxSegments, syncUs: options.journal.syncUs,
     });
     this.destaged = lowWater;
     this.longestFileBytes = longestFileBytes(reactor.io, `${options.directory}/layers`);

@@ -48,6 +48,8 @@ export interface LocalJournalOptions {
   /** Of the group's journal: this one is no larger. */
   readonly segmentBytes: number;
   readonly journalBytes: number;
+  /** What was appended is settled by itself after this, microseconds. */
+  readonly syncUs: number;
 }
 
 export const LOCAL_JOURNAL_ARENA_BYTES = JOURNAL_ARENA_BYTES;
@@ -76,6 +78,7 @@ export class LocalJournal {
   /** Layers that records above the last barrier speak of. */
   private dirty = new Set<Layer>();
   private wanted = 0;
+  private unsettledSinceUs = -1;
   /** Settling is under way: up to where, and the LSN behind its barrier (0 = not appended yet). */
   private target = -1;
   private barrierEnd = 0;
@@ -95,7 +98,7 @@ export class LocalJournal {
     const maxSegments = Math.max(LEAST_SEGMENTS, Math.floor(Math.min(JOURNAL_BYTES, options.journalBytes) / segmentBytes));
     this.journal = new Journal(reactor, {
       directory: this.directory, groupId: options.groupId, segmentBytes, maxSegments,
-      // It is made durable when it is settled, and never by itself.
+      // It is made durable when it is settled, and never without the layers.
       syncBytes: Infinity, syncUs: Infinity, maxBatchPayload: MAX_MARKER_BYTES,
     });
     this.journal.onFailure = (error) => this.onFailure(error);
@@ -133,7 +136,15 @@ export class LocalJournal {
 
   /** Once a tick. */
   poll(): void {
-    if (this.created && !this.stopped) this.journal.pool.ensureSpare(2);
+    if (!this.created || this.stopped) return;
+    this.journal.pool.ensureSpare(2);
+    const { nowUs } = this.reactor;
+    if (this.changedLsn <= this.settledLsn) this.unsettledSinceUs = -1;
+    else if (this.unsettledSinceUs < 0) this.unsettledSinceUs = nowUs;
+    else if (nowUs - this.unsettledSinceUs >= this.options.syncUs) {
+      this.unsettledSinceUs = nowUs;
+      this.settle(this.changedLsn);
+    }
   }
 
   // ---- creation ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import { Random } from './random.js';
 import { Rig } from './rig.js';
 
 const SEED = Number(process.env.TEST_SEED ?? 1);
-const SEEDS = Number(process.env.LOCAL_SEEDS ?? 40);
+const SEEDS = Number(process.env.LOCAL_SEEDS ?? 12);
 const STEPS = 60;
 const SIZE = 1024 * KIB;
 
