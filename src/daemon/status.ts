@@ -63,12 +63,13 @@ export function groupStatus(path: DataPath, group: Group): GroupStatus {
     errors,
   };
   if (!group.hasContent) return { ...common, ...nothing(path, group.name) };
-  const { journal, checkpointer, destager, store, walker, applyProblem } = group.content;
+  const { journal, checkpointer, destager, store, walker, mapTasks, applyProblem } = group.content;
   if (applyProblem !== undefined) errors.push(`stopped applying: ${applyProblem}; the last state is served read-only`);
   if (destager.lastError !== undefined) errors.push(`destaging fails and is tried again: ${destager.lastError}`);
   if (checkpointer.lastError !== undefined) errors.push(`checkpoints fail and are tried again: ${checkpointer.lastError}`);
   if (walker.lastError !== undefined) errors.push(walker.lastError);
   errors.push(...group.local?.problems() ?? []);
+  if (mapTasks.lastError !== undefined) errors.push(`sizes, or what an operation changed, could not be counted: ${mapTasks.lastError}`);
   const epoch = group.content.core.epoch;
   const { pool } = journal;
   const used = journal.appendedLsn - pool.firstLsn;

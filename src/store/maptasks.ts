@@ -83,6 +83,8 @@ export class MapTasks {
   steps = 0;
   stepUs = 0;
   longestStepUs = 0;
+  /** The last task that ended found a map node that cannot be read. */
+  lastError: string | undefined;
 
   constructor(
     private readonly reactor: Reactor,
@@ -156,6 +158,7 @@ export class MapTasks {
         return;
       case Step.end:
         this.finish(task, undefined);
+        this.lastError = undefined;
         if (this.tasks.length > 0) this.schedule(this.options.pauseUs);
         return;
       default:
@@ -181,13 +184,14 @@ export class MapTasks {
     loadNode(this.store.map, this.mapFile, task.neededNode, () => !this.closed, (error) => {
       this.loading = false;
       if (this.closed) this.endAll();
-      else if (error !== undefined) this.giveUp(error.message);
+      else if (error !== undefined) this.giveUp(error.message, error.message);
       else this.step(true);
     });
   }
 
-  private giveUp(problem: string): void {
+  private giveUp(problem: string, damage?: string): void {
     this.finish(this.tasks.shift()!, problem);
+    this.lastError = damage;
     this.schedule(this.options.pauseUs);
   }
 

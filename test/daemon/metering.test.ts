@@ -23,13 +23,13 @@ async function metered(node: TestNode, lsn: number): Promise<MeteredEntry> {
 }
 
 async function markerAt(node: TestNode, lsn: number): Promise<JournalRecord> {
-  for await (const record of node.control.journal('g', { from: 0 })) if (record.lsn === lsn) return record;
+  for await (const record of node.control.journal('g')) if (record.lsn === lsn) return record;
   throw new Error(`no record at LSN ${lsn}`);
 }
 
 t.test('both nodes meter an operation, and what it put on the wire is its frame', async (t) => {
   const directory = makeTempDirectory('metering');
-  const pair = await preparePair(directory, { journalSize: '64M', segmentSize: '8M' });
+  const pair = await preparePair(directory, { journalSize: '256M', segmentSize: '64M' });
   const { primary, secondary } = pair;
   t.teardown(async () => {
     await Promise.all([primary.kill(), secondary.kill()]);
