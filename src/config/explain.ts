@@ -108,8 +108,7 @@ function crossChecks(config: ConfigFile): string[] {
       }
       if (peer.address?.port === 0) problems.push(`${at}.peers[${p}].address must name a port other than 0`);
     });
-    if (group.role === 'secondary' && group.peers.length === 0) problems.push(`${at}.peers must name the primary: a secondary follows nobody without it`);
-    if (group.role === 'secondary' && config.link.listen === undefined) {
+    if (group.role === 'secondary' && group.peers.length > 0 && config.link.listen === undefined) {
       problems.push(`link.listen is missing; the secondary group ${JSON.stringify(group.name)} needs an address such as "tcp:127.0.0.1:10900" where its primary connects`);
     }
   });

@@ -34,6 +34,9 @@ export function loadConfig(path: string): Loaded {
       secret: loadSecret(peer.secretFile, `groups[${g}].peers[${p}].secretFile`, problems, warnings),
     })),
   }));
+  for (const { name, role, peers } of file.groups) {
+    if (role === 'secondary' && peers.length === 0) warnings.push(`group ${name} has no peers: as a secondary it follows nobody by itself, and has to be fed with: lockstep journal import ${name}`);
+  }
   if (problems.length > 0) throw new OperatorError('config/secret', listed(path, problems));
   file.groups.forEach((group, g) => checkJournalDirectory(group.journal, `groups[${g}]`, problems, warnings));
   if (problems.length > 0) throw new OperatorError('config/journal', listed(path, problems));

@@ -107,7 +107,7 @@ const Nbd = z.strictObject({
 });
 
 const Link = z.strictObject({
-  listen: tcpAddress('where primaries connect to this node; needed by every secondary group').optional(),
+  listen: tcpAddress('where primaries connect to this node; needed by every secondary group that has peers').optional(),
   maxConnections: integer(1, 1024, 'connections', 'more are closed as soon as they are accepted').default(64),
   handshakeSeconds: seconds(1, 600, 'a peer that has not authenticated by then is disconnected').default(10),
 });

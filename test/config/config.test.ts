@@ -94,7 +94,7 @@ const WRONG: readonly [string, unknown, readonly RegExp[]][] = [
   ['itself as a peer', withGroup({ peers: [{ ...PEER, node: 'alpha' }] }), [/^groups\[0\]\.peers\[0\]\.node is this node itself/]],
   ['no address to connect to', withGroup({ peers: [{ node: 'beta', secretFile: '/s' }] }), [/^groups\[0\]\.peers\[0\]\.address is missing; a primary connects/]],
   ['port 0 to connect to', withGroup({ peers: [{ ...PEER, address: 'tcp:h:0' }] }), [/address must name a port other than 0/]],
-  ['a secondary of nobody', withGroup({ role: 'secondary' }), [/^groups\[0\]\.peers must name the primary/, /^link\.listen is missing; the secondary group "g"/]],
+  ['a secondary that cannot be reached', withGroup({ role: 'secondary', peers: [PEER] }), [/^link\.listen is missing; the secondary group "g"/]],
   ['one socket for two', { ...BASE, control: { socket: '/s' }, nbd: { listen: ['unix:/s'] } }, [/^nbd\.listen\[0\] is the same socket as control\.socket/]],
   ['one port for two', { ...BASE, nbd: { listen: ['tcp:h:5'] }, link: { listen: 'tcp:h:5' } }, [/^nbd\.listen\[0\] is the same address as link\.listen/]],
   ['one address twice', { ...BASE, nbd: { listen: ['tcp:h:5', 'tcp:h:5'] } }, [/^nbd\.listen\[1\] is "tcp:h:5", which nbd\.listen\[0\] has already$/]],
@@ -145,6 +145,8 @@ t.test('secrets are read, checked for length, and warned about when others may r
   t.strictSame(structuredClone(config.groups[0].peers[0].secret), new Uint8Array(32).fill(7), 'it crosses to the worker');
   write('open');
   t.match(loadConfig(file).warnings, [/open is a secret but others may read it \(mode 0644\); run: chmod 600/]);
+  writeFileSync(file, JSON.stringify(withGroup({ role: 'secondary' })));
+  t.match(loadConfig(file).warnings, [/group g has no peers: .*lockstep journal import g/], 'a secondary that is fed by others');
   write('short', 'none', 'adir');
   try {
     loadConfig(file);
