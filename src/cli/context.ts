@@ -20,6 +20,15 @@ export const EXIT_OPERATOR = 2;
 
 export const DEFAULT_SOCKET = '/run/lockstep/control.sock';
 
+/** Standard input and output as bytes. */
+export interface BinaryStreams {
+  /** Resolves when more may be written. */
+  write(bytes: Uint8Array): Promise<void>;
+  read(): AsyncIterable<Uint8Array>;
+  /** Whether the input is a terminal. */
+  readonly terminal: boolean;
+}
+
 /** The process around the command line; tests bring their own. */
 export interface Streams {
   out(text: string): void;
@@ -38,6 +47,8 @@ export interface Streams {
   readonly hold?: () => () => void;
   /** Gives standard input and output to the caller as byte streams; `out` must not be used afterwards. Absent: there are none. */
   readonly takePipe?: () => { readonly input: Readable; readonly output: Writable };
+  /** Of commands that move bytes; undefined where there are none. */
+  readonly binary?: BinaryStreams;
   /** In place of this machine's kernel. */
   readonly attachSystem?: AttachSystem;
   /** In place of this machine's mounts and processes. */

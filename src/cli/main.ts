@@ -50,6 +50,14 @@ function outputFailed(error: NodeJS.ErrnoException): void {
   process.stderr.write(`lockstep: cannot write the output: ${error.message}\n`, () => process.exit(1));
 }
 
+/** Resolves when the pipe takes more; a pipe that has gone ends the process (outputFailed). */
+function writeBytes(bytes: Uint8Array): Promise<void> {
+  return new Promise((resolve) => {
+    if (process.stdout.write(bytes)) resolve();
+    else process.stdout.once('drain', resolve);
+  });
+}
+
 const code = await runCommandLine(process.argv.slice(2), {
   out: (text) => void process.stdout.write(text),
   err: (text) => void process.stderr.write(text),
@@ -61,6 +69,11 @@ const code = await runCommandLine(process.argv.slice(2), {
   takePipe: () => {
     piped = true;
     return { input: process.stdin, output: process.stdout };
+  },
+  binary: {
+    write: writeBytes,
+    read: () => process.stdin as AsyncIterable<Buffer>,
+    terminal: process.stdin.isTTY === true,
   },
 });
 // A write to a pipe is only queued; exit would cut it off. The callbacks run when all before them is out. A stream

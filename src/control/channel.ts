@@ -7,6 +7,7 @@
 
 import type { MessagePort } from 'node:worker_threads';
 import { CorruptionError, IoError, OperatorError, PeerError } from '../base/errors.js';
+import { handedOver } from './carry.js';
 import type { ControlFailure, ControlPort, ControlReplies, ControlRequest, ReplyOf } from './port.js';
 import { ControlError } from './port.js';
 
@@ -42,7 +43,7 @@ export class ControlChannel implements ControlPort {
     const id = this.nextId++;
     return new Promise<ReplyOf<R>>((resolve, reject) => {
       this.waiting.set(id, { resolve: resolve, reject });
-      this.port.postMessage({ id, request } satisfies RequestEnvelope);
+      this.port.postMessage({ id, request } satisfies RequestEnvelope, handedOver(request));
       this.wake();
     });
   }

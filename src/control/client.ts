@@ -6,13 +6,14 @@
  */
 
 import { request as httpRequest } from 'node:http';
-import type { IncomingMessage } from 'node:http';
+import type { ClientRequest, IncomingMessage, OutgoingHttpHeaders } from 'node:http';
 import type { z } from 'zod';
 import { MAX_SOCKET_PATH_BYTES } from '../base/address.js';
 import { VERSION } from '../base/version.js';
 import { ControlError } from './port.js';
 import {
-  DevicesReply, ErrorReply, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PromoteReply, SizesReply, VersionReply,
+  CursorEntry, CursorReleaseReply, DevicesReply, DrainReply, ErrorReply, FlushReply, ImportState, JournalRecord,
+  LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PositionReply, PromoteReply, SizesReply, VersionReply,
 } from './schema.js';
 import type { Wait } from './schema.js';
 
@@ -131,6 +132,41 @@ export class ControlClient {
     return this.call('POST', `${groupPath(group)}/links/${encodeURIComponent(peer)}/drop`, {}, LinkDropReply);
   }
 
+  // ---- the journal carried by others (carry.ts) ------------------------------------------------------------
+
+  /** This node's position in a group, durable. */
+  position(group: string): Promise<PositionReply> {
+    return this.call('GET', `${groupPath(group)}/position`, undefined, PositionReply);
+  }
+
+  /** `position`: as an import printed it. */
+  ackCursor(group: string, cursor: string, position: string): Promise<CursorEntry> {
+    return this.call('POST', `${groupPath(group)}/cursors/${encodeURIComponent(cursor)}/ack`, { position }, CursorEntry);
+  }
+
+  releaseCursor(group: string, cursor: string): Promise<CursorReleaseReply> {
+    return this.call('DELETE', `${groupPath(group)}/cursors/${encodeURIComponent(cursor)}`, undefined, CursorReleaseReply);
+  }
+
+  drain(group: string, body: { waitSeconds?: number } = {}): Promise<DrainReply> {
+    return this.call('POST', `${groupPath(group)}/drain`, body, DrainReply, PATIENCE_MS + (body.waitSeconds ?? 60) * 1000);
+  }
+
+  /** The bytes of an exported journal, at the caller's pace. `signal` ends the stream quietly. */
+  async *exportJournal(group: string, body: { cursor: string; from?: number | string; follow?: boolean }, signal?: AbortSignal): AsyncGenerator<Uint8Array> {
+    const response = await this.send('POST', `${groupPath(group)}/journal/export`, body, LONG_MS);
+    if (response.statusCode !== 200) throw errorOf(response, await readText(response));
+    yield* exportedBytes(response, this.socket, signal);
+  }
+
+  /** Sends `input` as an exported journal; yields how far it has come, the last time when all of it is durable. */
+  async *importJournal(group: string, input: AsyncIterable<Uint8Array>, signal?: AbortSignal): AsyncGenerator<ImportState> {
+    const path = `${groupPath(group)}/journal/import`;
+    const response = await this.open('POST', path, LONG_MS, { 'content-type': 'application/octet-stream', 'transfer-encoding': 'chunked' }, (request) => void feed(request, input));
+    if (response.statusCode !== 200) throw errorOf(response, await readText(response));
+    yield* importStates(response, this.socket, signal);
+  }
+
   /** Prometheus text. */
   async metrics(): Promise<string> {
     const response = await this.send('GET', '/metrics', undefined, PATIENCE_MS);
@@ -147,7 +183,7 @@ export class ControlClient {
     signal?.addEventListener('abort', stop);
     if (signal?.aborted === true) stop();
     try {
-      for await (const line of lines(response, this.socket)) {
+      for await (const line of lines(response, this.socket, 'journal')) {
         const value = parseReply(line, response);
         const failure = ErrorReply.safeParse(value);
         if (failure.success) throw new ControlError(failure.data.error);
@@ -171,18 +207,23 @@ export class ControlClient {
 
   private send(method: Method, path: string, body: unknown, waitMs: number): Promise<IncomingMessage> {
     const text = body === undefined ? '' : JSON.stringify(body);
+    const headers = text === '' ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) };
+    return this.open(method, path, waitMs, headers, (request) => void request.end(text));
+  }
+
+  /** Opens a connection for one request; `write` writes its body and ends it. */
+  private open(method: Method, path: string, waitMs: number, headers: OutgoingHttpHeaders, write: (request: ClientRequest) => void): Promise<IncomingMessage> {
     if (Buffer.byteLength(this.socket) > MAX_SOCKET_PATH_BYTES) {
       // node would cut the path off without a word.
       return Promise.reject(new ControlError({ kind: 'operator', code: 'usage', message: `${this.socket}: a Unix socket path may have ${MAX_SOCKET_PATH_BYTES} bytes` }));
     }
     return new Promise((resolve, reject) => {
-      const headers = text === '' ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) };
       const request = httpRequest({ socketPath: this.socket, method, path, agent: false, headers }, resolve);
       request.setTimeout(Math.min(waitMs, 2 ** 31 - 1), () => {
         request.destroy(unreachableError(this.socket, `the daemon did not answer within ${Math.round(waitMs / 1000)} s`));
       });
       request.on('error', (error: NodeJS.ErrnoException) => reject(error instanceof ControlError ? error : connectError(this.socket, error)));
-      request.end(text);
+      write(request);
     });
   }
 }
@@ -202,8 +243,72 @@ function patience(waits: Waits): number {
   return PATIENCE_MS + (waits.wait === 'applied' || waits.halt === true ? 2 * (waits.waitSeconds ?? 60) * 1000 : 0);
 }
 
+/** Writes the body of a request at the pace of its reader; an input that fails ends the request. */
+async function feed(request: ClientRequest, input: AsyncIterable<Uint8Array>): Promise<void> {
+  try {
+    for await (const chunk of input) {
+      if (request.destroyed) return;
+      if (!request.write(chunk)) await taken(request);
+    }
+    request.end();
+  } catch (error) {
+    request.destroy(error instanceof Error ? error : new Error(String(error)));
+  }
+}
+
+/** Resolves when the request takes more, or is over. */
+function taken(request: ClientRequest): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => {
+      request.off('drain', done);
+      request.off('close', done);
+      resolve();
+    };
+    request.on('drain', done);
+    request.on('close', done);
+  });
+}
+
+async function* exportedBytes(response: IncomingMessage, socket: string, signal: AbortSignal | undefined): AsyncGenerator<Uint8Array> {
+  const stop = (): void => void response.destroy();
+  signal?.addEventListener('abort', stop);
+  if (signal?.aborted === true) stop();
+  try {
+    for await (const chunk of response as AsyncIterable<Buffer>) yield chunk;
+  } catch {
+    if (signal?.aborted === true) return;
+    throw unreachableError(socket, 'the connection ended in the middle of the export');
+  } finally {
+    signal?.removeEventListener('abort', stop);
+    response.destroy();
+  }
+  const failed = response.trailers['lockstep-error'];
+  if (failed === undefined) return;
+  const parsed = ErrorReply.safeParse(parseReply(decodeURIComponent(failed), response));
+  throw parsed.success ? new ControlError(parsed.data.error) : unexpected('the trailer of the export is no error');
+}
+
+async function* importStates(response: IncomingMessage, socket: string, signal: AbortSignal | undefined): AsyncGenerator<ImportState> {
+  const stop = (): void => void response.destroy();
+  signal?.addEventListener('abort', stop);
+  if (signal?.aborted === true) stop();
+  try {
+    for await (const line of lines(response, socket, 'import')) {
+      const value = parseReply(line, response);
+      const failure = ErrorReply.safeParse(value);
+      if (failure.success) throw new ControlError(failure.data.error);
+      yield checked(ImportState, value, 'the state of the import');
+    }
+  } catch (error) {
+    if (signal?.aborted !== true) throw error;
+  } finally {
+    signal?.removeEventListener('abort', stop);
+    response.destroy();
+  }
+}
+
 /** The lines of a stream; a stream that breaks off is an error, not an end. */
-async function* lines(response: IncomingMessage, socket: string): AsyncGenerator<string> {
+async function* lines(response: IncomingMessage, socket: string, what: string): AsyncGenerator<string> {
   let rest = '';
   response.setEncoding('utf8');
   try {
@@ -215,7 +320,7 @@ async function* lines(response: IncomingMessage, socket: string): AsyncGenerator
     }
   } catch (error) {
     if (error instanceof ControlError) throw error;
-    throw unreachableError(socket, 'the connection ended in the middle of the journal');
+    throw unreachableError(socket, `the connection ended in the middle of the ${what}`);
   }
   if (rest !== '') yield rest;
 }

@@ -17,7 +17,7 @@ import type { ErrorReply } from './schema.js';
 export interface HttpLimits {
   /** Most bytes of a request body. */
   readonly bodyBytes: number;
-  /** A request must have arrived whole within this time. */
+  /** A request must have arrived whole within this time; 0: the handler sees to that. */
   readonly requestMs: number;
   readonly headersMs: number;
   /** An idle connection is closed after this time. */
@@ -48,7 +48,7 @@ export type Handler = (request: IncomingMessage, response: ServerResponse) => Pr
  */
 export function hardenedServer(limits: HttpLimits, log: Log, handler: Handler): Server {
   const server = createServer(
-    { maxHeaderSize: HEADER_BYTES, requestTimeout: limits.requestMs, headersTimeout: limits.headersMs, keepAliveTimeout: limits.keepAliveMs, connectionsCheckingInterval: Math.min(1000, limits.requestMs) },
+    { maxHeaderSize: HEADER_BYTES, requestTimeout: limits.requestMs, headersTimeout: limits.headersMs, keepAliveTimeout: limits.keepAliveMs, connectionsCheckingInterval: Math.min(1000, limits.headersMs) },
     (request, response) => {
       // A client that goes away is no event of ours: writes to it are discarded.
       request.on('error', () => {});
@@ -81,7 +81,7 @@ export function errorBody(failure: ControlFailure): ErrorReply {
 function answerError(response: ServerResponse, error: unknown, log: Log): void {
   if (error instanceof HttpError) {
     // What is left of a body that was refused would be taken for the next request.
-    const headers = error.status === 413 ? { ...error.headers, connection: 'close' } : error.headers;
+    const headers = error.status === 413 || error.status === 408 ? { ...error.headers, connection: 'close' } : error.headers;
     sendJson(response, error.status, errorBody(error.failure), headers);
     return;
   }
@@ -90,24 +90,37 @@ function answerError(response: ServerResponse, error: unknown, log: Log): void {
   else sendJson(response, 500, errorBody({ kind: 'bug', code: 'bug', message: 'the control server failed; its log says more' }));
 }
 
-/** The request's body as JSON; `{}` when there is none. Throws HttpError 400, 413. */
+/** The request's body as JSON; `{}` when there is none. Throws HttpError 400, 408, 413. */
 export async function readJson(request: IncomingMessage, limits: HttpLimits): Promise<unknown> {
   const tooLarge = (): HttpError => usage(`the request body is larger than ${limits.bodyBytes} bytes`, 413, 'request/too-large');
   if (Number(request.headers['content-length'] ?? 0) > limits.bodyBytes) throw tooLarge();
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
-    bytes += chunk.length;
-    if (bytes > limits.bodyBytes) throw tooLarge();
-    chunks.push(chunk);
-  }
-  const text = Buffer.concat(chunks).toString('utf8').trim();
+  const text = (await Promise.race([readBody(request, limits.bodyBytes, tooLarge), late(request, limits.requestMs)])).trim();
   if (text === '') return {};
   try {
     return JSON.parse(text) as unknown;
   } catch {
     throw usage('the request body is not JSON');
   }
+}
+
+async function readBody(request: IncomingMessage, limitBytes: number, tooLarge: () => HttpError): Promise<string> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  for await (const chunk of request as AsyncIterable<Buffer>) {
+    bytes += chunk.length;
+    if (bytes > limitBytes) throw tooLarge();
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString('utf8');
+}
+
+/** Rejects when the request has not arrived whole in time; never resolves. */
+function late(request: IncomingMessage, limitMs: number): Promise<never> {
+  return new Promise((_resolve, reject) => {
+    const timer = setTimeout(() => reject(usage('the request did not arrive in time', 408, 'request/timeout')), limitMs);
+    request.once('close', () => clearTimeout(timer));
+    request.once('end', () => clearTimeout(timer));
+  });
 }
 
 /** Answers what the HTTP parser refused. */

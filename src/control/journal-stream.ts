@@ -38,7 +38,7 @@ export async function streamJournal(response: ServerResponse, stream: JournalStr
   try {
     while (!signal.aborted) {
       const lines = page.records.filter((record) => to === null || record.lsn < to).map((record) => `${JSON.stringify(record)}\n`);
-      if (lines.length > 0 && !response.write(lines.join(''))) await drained(response, signal);
+      if (lines.length > 0 && !response.write(lines.join(''))) await drained(response, signal, SLOW_READER_MS);
       if (to !== null && page.next >= to) break;
       if (page.end && !stream.follow) break;
       if (page.end) await sleep(stream.pollMs, undefined, { signal });
@@ -54,13 +54,15 @@ export async function streamJournal(response: ServerResponse, stream: JournalStr
   response.end();
 }
 
-async function drained(response: ServerResponse, signal: AbortSignal): Promise<void> {
-  const slow = AbortSignal.timeout(SLOW_READER_MS);
+/** Resolves when the reader takes more, or is gone; one that takes nothing for `slowMs` is disconnected. */
+export async function drained(response: ServerResponse, signal: AbortSignal, slowMs: number | undefined): Promise<void> {
+  if (signal.aborted) return;
+  const slow = slowMs === undefined ? undefined : AbortSignal.timeout(slowMs);
   await new Promise<void>((resolve) => {
     const done = (): void => {
       response.off('drain', done);
       signal.removeEventListener('abort', done);
-      slow.removeEventListener('abort', cut);
+      slow?.removeEventListener('abort', cut);
       resolve();
     };
     const cut = (): void => {
@@ -69,6 +71,6 @@ async function drained(response: ServerResponse, signal: AbortSignal): Promise<v
     };
     response.on('drain', done);
     signal.addEventListener('abort', done);
-    slow.addEventListener('abort', cut);
+    slow?.addEventListener('abort', cut);
   });
 }

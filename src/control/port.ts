@@ -10,6 +10,7 @@
  * exists, and whether it may be done now, only the data path knows.
  */
 
+import type { CarryReplies, CarryRequest } from './carry.js';
 import type {
   DevicesReply, ErrorKind, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PromoteReply, SizesReply, Wait,
 } from './schema.js';
@@ -232,10 +233,11 @@ export interface MetricsReply {
 
 export type ControlRequest =
   | OperationRequest | PromoteRequest | FlushRequest
-  | StatusRequest | DevicesRequest | SizesRequest | OperationsRequest | LinksRequest | LinkDropRequest | JournalRequest | MetricsRequest;
+  | StatusRequest | DevicesRequest | SizesRequest | OperationsRequest | LinksRequest | LinkDropRequest | JournalRequest | MetricsRequest
+  | CarryRequest;
 
 /** What each request is answered with. */
-export interface ControlReplies {
+export interface ControlReplies extends CarryReplies {
   create: OperationReply;
   snapshot: OperationReply;
   restore: OperationReply;

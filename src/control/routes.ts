@@ -6,50 +6,13 @@
  * not know: sockets, how a request is carried out.
  */
 
-import { z } from 'zod';
+import { CARRY_ROUTES } from './carry-routes.js';
 import { HttpError, usage } from './http.js';
-import type { ControlRequest, JournalRequest } from './port.js';
-import { problemText } from './problems.js';
+import { call, groupOf, Nothing, parse } from './route.js';
+import type { Params, Route } from './route.js';
 import {
   CloneBody, CreateVolumeBody, DeviceOrSet, FlushBody, JournalQuery, Name, PromoteBody, ProtectBody, RefreshBody, RemoveQuery, RenameBody, ResizeBody, RestoreBody, SnapshotBody, SyncBody,
 } from './schema.js';
-
-/** What a matched request leads to. */
-export type Action =
-  | { readonly kind: 'call'; readonly request: ControlRequest; readonly status: number }
-  | { readonly kind: 'journal'; readonly request: JournalRequest; readonly follow: boolean }
-  | { readonly kind: 'metrics' }
-  | { readonly kind: 'version' };
-
-type Params = Readonly<Record<string, string>>;
-
-export interface Route {
-  readonly method: 'GET' | 'POST' | 'DELETE';
-  /** `/v1/groups/:group/volumes`; a segment with ':' is a parameter. */
-  readonly path: string;
-  /** True when the request has a body; otherwise the query is the input. */
-  readonly body: boolean;
-  /** Throws HttpError 400. */
-  readonly action: (params: Params, input: unknown) => Action;
-}
-
-const Nothing = z.strictObject({});
-
-function parse<S extends z.ZodType>(schema: S, input: unknown): z.output<S> {
-  const result = schema.safeParse(input);
-  if (result.success) return result.data;
-  throw usage(problemText(result.error, input, schema instanceof z.ZodObject ? Object.keys(schema.shape) : []));
-}
-
-function groupOf(params: Params): string {
-  const result = Name.safeParse(params['group']);
-  if (!result.success) throw usage(`the group's name ${result.error.issues[0].message}, not ${JSON.stringify(params['group'])}`);
-  return result.data;
-}
-
-function call(request: ControlRequest, status = 200): Action {
-  return { kind: 'call', request, status };
-}
 
 export const ROUTES: readonly Route[] = [
   { method: 'GET', path: '/v1/version', body: false, action: (_params, input) => (parse(Nothing, input), { kind: 'version' }) },
@@ -144,6 +107,7 @@ export const ROUTES: readonly Route[] = [
       return { kind: 'journal', follow: query.follow, request: { op: 'journal', group: groupOf(params), from, to, limit: JOURNAL_PAGE_RECORDS } };
     },
   },
+  ...CARRY_ROUTES,
 ];
 
 /** Records per page: some tens of KiB of JSON. */

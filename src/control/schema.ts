@@ -12,6 +12,7 @@
 
 import { z } from 'zod';
 import { NAME_PATTERN, NAME_RULE, parseDeviceName, parseSetName } from '../base/names.js';
+import { POSITION_RULE, parsePosition } from '../base/position.js';
 import { BLOCK_BYTES, MAX_DEVICE_BYTES, formatSize, parseSize } from '../base/units.js';
 
 // ---- words ------------------------------------------------------------------------------------------
@@ -123,6 +124,28 @@ export const JournalQuery = z.strictObject({
   to: z.coerce.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER).optional(),
   follow: z.stringbool().default(false),
 });
+
+const PositionText = z.string(`must be ${POSITION_RULE}`).transform((text, context) => {
+  const position = parsePosition(text);
+  if (position !== undefined) return position;
+  context.addIssue({ code: 'custom', message: `must be ${POSITION_RULE}` });
+  return z.NEVER;
+});
+
+/** POST /v1/groups/{group}/journal/export */
+export const ExportBody = z.strictObject({
+  cursor: Name,
+  /** Where a new cursor begins; default: at the oldest record that is retained. */
+  from: z.union([LsnNumber, PositionText], `must be an LSN, or ${POSITION_RULE}`).optional(),
+  /** Go on with records as they become durable. */
+  follow: z.boolean().default(false),
+});
+
+/** POST /v1/groups/{group}/cursors/{cursor}/ack */
+export const CursorAckBody = z.strictObject({ position: PositionText });
+
+/** POST /v1/groups/{group}/drain */
+export const DrainBody = z.strictObject({ waitSeconds: z.number().positive().max(86_400).default(60) });
 
 // ---- replies ----------------------------------------------------------------------------------------
 
@@ -269,6 +292,51 @@ export const LinkEntry = z.object({
   reconnects: z.number().int(),
 });
 
+/** A reader of the journal outside of Lockstep (`lockstep journal export`). */
+export const CursorEntry = z.object({
+  name: z.string(),
+  /** EPOCHID:LSN:CHAIN up to which everything was acknowledged. */
+  position: z.string(),
+  lsn: z.number(),
+  /** Appended here and not acknowledged. */
+  behindBytes: z.number(),
+  /** Journal that nothing but cursors and links need any more, from this one on. */
+  retainedBytes: z.number(),
+  createdMs: z.number(),
+  /** When it was moved last; null = never. */
+  movedMs: z.number().nullable(),
+});
+
+/** How far an import has come; one line of its answer. */
+export const ImportState = z.object({
+  /** EPOCHID:LSN:CHAIN up to which this node's journal is durable: what may be acknowledged. */
+  position: z.string(),
+  receivedLsn: z.number(),
+  appliedLsn: z.number(),
+  /** The exporting node; null until the stream has said it. */
+  from: z.string().nullable(),
+  /** The input ended where a stream does, and was not cut off. */
+  whole: z.boolean(),
+  /** The journal here is full: nothing is taken now. */
+  full: z.boolean(),
+});
+
+export const PositionReply = z.object({ group: z.string(), position: z.string(), lsn: z.number() });
+
+export const CursorReleaseReply = z.object({
+  cursor: z.string(),
+  /** Journal bytes that nothing but this cursor retained. */
+  freedBytes: z.number(),
+  lsn: z.number(),
+});
+
+export const DrainReply = z.object({
+  lsn: z.number(),
+  drained: z.boolean(),
+  /** Who has not confirmed everything below `lsn`, and why, a sentence each. */
+  behind: z.array(z.string()),
+});
+
 export const LinksReply = z.object({ group: z.string(), links: z.array(LinkEntry) });
 
 export const LinkDropReply = z.object({
@@ -332,6 +400,9 @@ export const GroupStatus = z.object({
   }),
   operations: MeteredSums,
   links: z.array(LinkEntry),
+  cursors: z.array(CursorEntry).default([]),
+  /** A stream that is being imported now; null when there is none. */
+  import: ImportState.nullable().default(null),
   devices: z.array(DeviceEntry),
   /** What is wrong now, each a sentence that says what to do; newest last. */
   errors: z.array(z.string()),
@@ -379,6 +450,11 @@ export type OperationReply = z.infer<typeof OperationReply>;
 export type PromoteReply = z.infer<typeof PromoteReply>;
 export type FlushReply = z.infer<typeof FlushReply>;
 export type LinkEntry = z.infer<typeof LinkEntry>;
+export type CursorEntry = z.infer<typeof CursorEntry>;
+export type ImportState = z.infer<typeof ImportState>;
+export type PositionReply = z.infer<typeof PositionReply>;
+export type CursorReleaseReply = z.infer<typeof CursorReleaseReply>;
+export type DrainReply = z.infer<typeof DrainReply>;
 export type LinksReply = z.infer<typeof LinksReply>;
 export type LinkDropReply = z.infer<typeof LinkDropReply>;
 export type GroupStatus = z.infer<typeof GroupStatus>;

@@ -17,6 +17,7 @@ import { MAX_SOCKET_PATH_BYTES, formatAddress } from '../base/address.js';
 import { OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import { VERSION } from '../base/version.js';
+import { receiveImport, sendExport } from './carry-stream.js';
 import { failureOf } from './channel.js';
 import { HTTP_LIMITS, HttpError, hardenedServer, readJson, sendJson, sendText, usage } from './http.js';
 import type { HttpLimits } from './http.js';
@@ -86,7 +87,8 @@ export class ControlServer {
 
   private async listenUnix(path: string): Promise<void> {
     await clearStale(path);
-    const server = hardenedServer(this.limits, this.options.log, (request, response) => this.handle(request, response));
+    // An import's body may take for ever to arrive: readJson bounds the others.
+    const server = hardenedServer({ ...this.limits, requestMs: 0 }, this.options.log, (request, response) => this.handle(request, response));
     // The socket must never exist with a wider mode. The umask belongs to the process, but bind happens within listen().
     const umask = process.umask(0o177);
     try {
@@ -113,7 +115,12 @@ export class ControlServer {
     const { route, params, query } = matchRoute(request.method ?? '', request.url ?? '');
     response.once('finish', () => this.metrics.countRequest(`${route.method} ${route.path}`, response.statusCode));
     const action = route.action(params, route.body ? await readJson(request, this.limits) : query);
+    const stream = { port: this.options.port, closing: this.closing.signal, failed: httpError };
     switch (action.kind) {
+      case 'export':
+        return sendExport(response, action.request, action.follow, stream);
+      case 'import':
+        return receiveImport(request, response, action.group, stream);
       case 'version':
         return sendJson(response, 200, { name: 'lockstep', version: VERSION, api: 'v1' } satisfies VersionReply);
       case 'metrics':

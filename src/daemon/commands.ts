@@ -10,6 +10,7 @@ import { unreachable } from '../base/assert.js';
 import { OperatorError } from '../base/errors.js';
 import type { ControlReplies, ControlRequest, MetricSample } from '../control/port.js';
 import type { Group } from '../group/group.js';
+import { Carry } from './carry.js';
 import type { DataPath } from './datapath.js';
 import { journalPage } from './journal-page.js';
 import { operationMetrics, operationsReply } from './metering.js';
@@ -27,7 +28,11 @@ export interface Answer {
 const FLUSH_POLL_US = 2000;
 
 export class Commands {
-  constructor(private readonly path: DataPath, private readonly startedMs: number) {}
+  private readonly carry: Carry;
+
+  constructor(private readonly path: DataPath, private readonly startedMs: number) {
+    this.carry = new Carry(path.reactor, path.config.node, (name) => this.group(name), path.links);
+  }
 
   /** Carries `request` out. Throws nothing: errors go to `answer.failed`. */
   handle(request: ControlRequest, answer: Answer): void {
@@ -41,7 +46,7 @@ export class Commands {
   private dispatch(request: ControlRequest, answer: Answer): void {
     switch (request.op) {
       case 'status':
-        answer.done(nodeStatus(this.path, this.startedMs));
+        answer.done(nodeStatus(this.path, this.startedMs, this.carry));
         return;
       case 'devices': {
         const group = this.group(request.group);
@@ -84,6 +89,18 @@ export class Commands {
         return;
       case 'metrics':
         answer.done({ samples: this.metrics() });
+        return;
+      case 'exportOpen':
+      case 'exportPage':
+      case 'importOpen':
+      case 'importPush':
+      case 'importState':
+      case 'importEnd':
+      case 'position':
+      case 'cursorAck':
+      case 'cursorRelease':
+      case 'drain':
+        this.carry.handle(request, answer);
         return;
       default:
         unreachable(request);

@@ -10,6 +10,8 @@ import type { Group } from '../group/group.js';
 import type { LocalDevice } from '../group/localtree.js';
 import { Meter } from '../group/meter.js';
 import type { Device } from '../group/tree.js';
+import { cursorEntry } from './carry.js';
+import type { Carry } from './carry.js';
 import type { BrokenGroup, DataPath } from './datapath.js';
 import { meteredSums } from './metering.js';
 
@@ -38,14 +40,14 @@ export function deviceEntries(group: Group): DeviceEntry[] {
   return [...[...group.tree.all()].map((device) => deviceEntry(group, device)), ...locals.map((device) => localEntry(group, device))];
 }
 
-export function nodeStatus(path: DataPath, startedMs: number): NodeStatus {
+export function nodeStatus(path: DataPath, startedMs: number, carry: Carry): NodeStatus {
   return {
     node: path.config.node, version: VERSION, pid: process.pid, startedMs, dataDirectory: path.config.dataDirectory, listen: path.listening(),
-    groups: [...[...path.blocks.all()].map((group) => groupStatus(path, group)), ...path.broken.map((broken) => brokenStatus(path, broken))],
+    groups: [...[...path.blocks.all()].map((group) => groupStatus(path, group, carry)), ...path.broken.map((broken) => brokenStatus(path, broken))],
   };
 }
 
-export function groupStatus(path: DataPath, group: Group): GroupStatus {
+export function groupStatus(path: DataPath, group: Group, carry: Carry): GroupStatus {
   const links = path.links.status(group.name);
   const errors: string[] = [];
   const stalled = group.stallReason();
@@ -59,6 +61,8 @@ export function groupStatus(path: DataPath, group: Group): GroupStatus {
     roleReason: group.roleReason,
     operations: meteredSums(group.meter),
     links,
+    cursors: group.hasContent ? group.retention.cursors.all().map((cursor) => cursorEntry(group, cursor.name)) : [],
+    import: carry.importing(group),
     devices: deviceEntries(group),
     errors,
   };
@@ -109,7 +113,7 @@ function nothing(path: DataPath, name: string): Pick<GroupStatus, 'epoch' | 'lsn
 
 function brokenStatus(path: DataPath, broken: BrokenGroup): GroupStatus {
   return {
-    name: broken.name, role: 'stopped', roleReason: broken.problem, links: [], operations: meteredSums(new Meter()), devices: [],
+    name: broken.name, role: 'stopped', roleReason: broken.problem, links: [], cursors: [], import: null, operations: meteredSums(new Meter()), devices: [],
     errors: broken.refused ? [broken.problem] : [`cannot be opened: ${broken.problem}. Its files were left as they are: restore them, or build this node anew from a healthy one (README, "Rebuild a secondary")`],
     ...nothing(path, broken.name),
   };

@@ -14,6 +14,7 @@ import { errorFields, SinkLog } from '../base/log.js';
 import type { LogEntry } from '../base/log.js';
 import { IoError } from '../base/errors.js';
 import type { Config } from '../config/schema.js';
+import { handedOver } from '../control/carry.js';
 import { failureOf } from '../control/channel.js';
 import type { ReplyEnvelope, RequestEnvelope } from '../control/channel.js';
 import { Arena } from '../io/arena.js';
@@ -67,7 +68,7 @@ function run(input: WorkerInput): void {
   const path = DataPath.open(reactor, config, log, { bootId: input.bootId, accepted: input.accepted, space });
   const commands = new Commands(path, Date.now());
 
-  const reply = (envelope: ReplyEnvelope): void => input.control.postMessage(envelope);
+  const reply = (envelope: ReplyEnvelope): void => input.control.postMessage(envelope, envelope.ok ? handedOver(envelope.reply) : []);
   const serve = (envelope: RequestEnvelope): void => {
     const { id } = envelope;
     commands.handle(envelope.request, {

@@ -117,6 +117,8 @@ export class Follower {
       // A crash between the next two steps finds the whole tail, or a part of it, above every durable mark: all legal ends.
       content.journal.pool.lowerMarks(to.lsn);
       host.reopen(to);
+      // What the primary of the undone records had made durable says nothing of those that will follow.
+      this.primaryDurableLsn = Math.min(this.primaryDurableLsn, to.lsn);
       this.changing = false;
       this.wantsRoom = true;
       host.contentChanged();

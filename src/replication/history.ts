@@ -4,10 +4,11 @@
  * what is decided with them.
  */
 
-import { assert } from '../base/assert.js';
 import { PeerError } from '../base/errors.js';
 import type { ReplicatedGroup } from '../group/replica.js';
-import { batch, checkBatchShape, MAX_HEADER_BYTES, usedHeaderBytes } from '../journal/format.js';
+import { boundaryIn } from '../journal/boundary.js';
+import type { Boundary } from '../journal/boundary.js';
+import { MAX_HEADER_BYTES } from '../journal/format.js';
 import type { Position } from '../journal/journal.js';
 import type { Reactor } from '../io/reactor.js';
 import type { NodeView } from './decide.js';
@@ -52,13 +53,6 @@ export function placeOf({ lsn, chainHi, chainLo }: Position): Position {
   return { lsn, chainHi, chainLo };
 }
 
-/** A batch boundary of a group's own journal. */
-export interface Boundary {
-  readonly position: Position;
-  /** When the batch that begins there was built, ms since 1970; 0 at the end of the journal. */
-  readonly wallMs: number;
-}
-
 /**
  * The boundary at `lsn`, or undefined: not retained, or no boundary. Reads one batch header, blocking: only for hellos. Throws PeerError when there is no memory.
  */
@@ -75,12 +69,7 @@ export function boundaryAt(reactor: Reactor, group: ReplicatedGroup, lsn: number
   try {
     const bytes = Math.min(MAX_HEADER_BYTES, segment.endLsn - lsn);
     if (io.pread(segment.fd, at, bytes, journal.pool.filePosition(segment, lsn)) < 0) return undefined;
-    if (checkBatchShape(arena.view, at) !== undefined || batch.lsn(arena.view, at) !== lsn) return undefined;
-    const used = usedHeaderBytes(batch.count(arena.view, at));
-    assert(used <= MAX_HEADER_BYTES, 'a batch header beyond its limit');
-    if (used > bytes || io.crc32c(at + 8, used - 8, 0) !== batch.crc(arena.view, at)) return undefined;
-    const found = { lsn, chainHi: batch.chainHi(arena.view, at), chainLo: batch.chainLo(arena.view, at) };
-    return { position: found, wallMs: batch.wallMs(arena.view, at) };
+    return boundaryIn(reactor, at, bytes, lsn);
   } finally {
     arena.release(at);
   }

@@ -174,10 +174,10 @@ export const ack = {
 export const MAX_EPOCHS_SENT = 2000;
 const MAX_SENTENCE = 600;
 
-const LsnField = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
-const Word = z.number().int().nonnegative().max(0xffffffff);
-const Id = z.string().regex(/^[0-9a-f]{32}$/);
-const Name = z.string().regex(NAME_PATTERN);
+export const LsnField = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
+export const Word = z.number().int().nonnegative().max(0xffffffff);
+export const Id = z.string().regex(/^[0-9a-f]{32}$/);
+export const Name = z.string().regex(NAME_PATTERN);
 function exactly(count: number): z.ZodType<Uint8Array> {
   return z.custom<Uint8Array>((value) => value instanceof Uint8Array && value.length === count);
 }
@@ -187,11 +187,12 @@ const Sentence = z.string().max(MAX_SENTENCE);
 const Code = z.string().regex(/^[a-z]+\/[a-z-]{1,40}$/);
 const Place = z.strictObject({ lsn: LsnField, chainHi: Word, chainLo: Word });
 
-const Epoch = z.strictObject({
+/** An entry of an epoch history, as a peer says it. */
+export const Epoch = z.strictObject({
   number: Word, id: Id, start: Place, node: Name, lossless: z.boolean(), wallMs: z.number().nonnegative().max(Number.MAX_SAFE_INTEGER),
 });
 
-function ordered(epochs: readonly EpochEntry[]): boolean {
+export function ordered(epochs: readonly EpochEntry[]): boolean {
   for (let i = 1; i < epochs.length; i++) {
     if (epochs[i].number <= epochs[i - 1].number || epochs[i].start.lsn <= epochs[i - 1].start.lsn) return false;
   }

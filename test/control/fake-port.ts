@@ -1,6 +1,6 @@
 /** A data path made of canned answers, for tests of the control server and the command line. */
 import type { ControlPort, ControlReplies, ControlRequest, ReplyOf } from '../../src/control/port.js';
-import type { DeviceEntry, GroupStatus, JournalRecord, LinkEntry, MeteredEntry, NodeStatus, OperationReply } from '../../src/control/schema.js';
+import type { CursorEntry, DeviceEntry, GroupStatus, ImportState, JournalRecord, LinkEntry, MeteredEntry, NodeStatus, OperationReply } from '../../src/control/schema.js';
 
 export const CREATED_MS = Date.UTC(2026, 0, 2, 3, 4, 5);
 
@@ -32,7 +32,7 @@ export function group(over: Partial<GroupStatus> = {}): GroupStatus {
     destage: { pendingBlocks: 0, pendingBytes: 0, roundsDone: 12, behindBytes: 0 },
     store: { mapBytes: 12 * 2 ** 20, mapLimitBytes: 2 ** 28, metadataBytesWritten: 1234, layers: 3, replaySecondsEstimate: 1.5, freeBytes: 100 * 2 ** 30, admission: 'open' },
     operations: { performed: 3, changedBytes: 280 * 2 ** 20, wireBytes: 735, dataThreadUs: 900, longestUs: 520, last: metered() },
-    links: [link()], devices: [device(), device({ id: 2, name: 'vol@monday', kind: 'snapshot', parent: 1, creationLsn: 8192 })], errors: [], ...over,
+    links: [link()], cursors: [], import: null, devices: [device(), device({ id: 2, name: 'vol@monday', kind: 'snapshot', parent: 1, creationLsn: 8192 })], errors: [], ...over,
   };
 }
 
@@ -49,6 +49,17 @@ export function operation(over: Partial<OperationReply> = {}): OperationReply {
 
 export function record(lsn: number, over: Partial<JournalRecord> = {}): JournalRecord {
   return { lsn, kind: 'write', device: 1, offset: lsn * 4, length: 4096, epoch: 3, body: null, ...over };
+}
+
+export const POSITION = `${'ab'.repeat(16)}:900000:0123456789abcdef`;
+const PLACE = { lsn: 900_000, chainHi: 1, chainLo: 2, frame: 1 };
+
+export function cursor(over: Partial<CursorEntry> = {}): CursorEntry {
+  return { name: 'tape', position: POSITION, lsn: 900_000, behindBytes: 0, retainedBytes: 0, createdMs: CREATED_MS, movedMs: null, ...over };
+}
+
+export function importState(over: Partial<ImportState> = {}): ImportState {
+  return { position: POSITION, receivedLsn: 900_000, appliedLsn: 900_000, from: 'alpha', whole: true, full: false, ...over };
 }
 
 type Answers = { [K in keyof ControlReplies]?: (request: Extract<ControlRequest, { op: K }>) => ControlReplies[K] | Promise<ControlReplies[K]> };
@@ -85,6 +96,14 @@ export class FakePort implements ControlPort {
       case 'links': return { group: request.group, links: [link()] };
       case 'linkDrop': return { peer: request.peer, freedBytes: 2 ** 20, lsn: 880_000 };
       case 'journal': return { records: [record(100), record(200)], next: 300, appended: 300, end: true };
+      case 'position': return { group: request.group, position: POSITION, lsn: 900_000 };
+      case 'cursorAck': return cursor({ name: request.cursor });
+      case 'cursorRelease': return { cursor: request.cursor, freedBytes: 2 ** 20, lsn: 880_000 };
+      case 'drain': return { lsn: 900_000, drained: true, behind: [] };
+      case 'exportOpen': return { bytes: new Uint8Array([1, 2, 3]), place: PLACE, durable: 900_000, end: false };
+      case 'exportPage': return { bytes: new Uint8Array([4, 5]), place: PLACE, durable: 900_000, end: true };
+      case 'importOpen': return { session: 1, state: importState() };
+      case 'importPush': case 'importState': case 'importEnd': return importState();
       case 'metrics': return { samples: [{ name: 'nbd_requests_total', help: 'Requests', type: 'counter', labels: { command: 'read' }, value: 7 }] };
     }
   };

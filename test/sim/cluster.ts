@@ -162,7 +162,7 @@ export class SimHost {
   private opened(): void {
     const { journal } = this.group;
     this.model.endIs(journal.appendedLsn);
-    if (this.model.lost > 0 && !this.unnoticed && this.peering.peers.length === 0 && !this.group.epochs.some((epoch) => !epoch.lossless && epoch.start.lsn === this.model.lostAt)) {
+    if (this.model.lost > 0 && !this.unnoticed && this.peering.role === 'primary' && this.peering.peers.length === 0 && !this.group.epochs.some((epoch) => !epoch.lossless && epoch.start.lsn === this.model.lostAt)) {
       throw new Error(`${this.model.lost} batches from LSN ${this.model.lostAt} on were lost, and no epoch says so: ${JSON.stringify(this.group.epochs)}`);
     }
     this.model.lost = 0;

@@ -6,7 +6,8 @@
  * Owns: what a seed means. A failure throws with the seed and what went before.
  */
 import { KIB, MIB } from '../../src/base/units.js';
-import { GROUP, SimHost, SMALL } from './cluster.js';
+import { Carrier } from './carrier.js';
+import { ALONE, GROUP, SimHost, SMALL } from './cluster.js';
 import type { Sizes } from './cluster.js';
 import { blockOf, equal } from './model.js';
 import type { ModelState } from './model.js';
@@ -53,15 +54,20 @@ export class PairRun {
   private cuts = 0;
   private refused: string | undefined;
 
+  /** In place of links. */
+  readonly carrier: Carrier | undefined;
+
   /**
    * `steps`: at least so many things are asked for. `inMemory`: one of the nodes, or
-   * both, have a volatile journal; those are killed and do not lose power.
+   * both, have a volatile journal; those are killed and do not lose power. `carried`:
+   * no links; the journal is carried by others.
    */
-  constructor(readonly seed: number, private readonly steps = 0, inMemory = false) {
+  constructor(readonly seed: number, private readonly steps = 0, inMemory = false, carried = false) {
     this.world = new World({ seed });
     this.random = this.world.random.fork(200);
-    this.a = new SimHost(this.world, 'a', drawSizes(this.random), { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0);
-    this.b = new SimHost(this.world, 'b', { ...drawSizes(this.random), maxBatchPayload: SMALL.maxBatchPayload }, { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1);
+    this.a = new SimHost(this.world, 'a', drawSizes(this.random), carried ? ALONE : { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0);
+    this.b = new SimHost(this.world, 'b', { ...drawSizes(this.random), maxBatchPayload: SMALL.maxBatchPayload }, carried ? { role: 'secondary', peers: [] } : { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1);
+    if (carried) this.carrier = new Carrier(this.a, this.b, this.random.fork(202), { death: this.random.pick([0, 0.02, 0.2]), damage: this.random.pick([0, 0.02]) });
     if (inMemory) for (const host of this.random.pick([[this.a], [this.b], [this.a, this.b]])) host.volatile();
     this.workload = new Workload(this.a, this.random.fork(201), { ...MIXED, maxInFlight: this.random.pick([4, 16]), operations: this.random.pick([0.1, 0.3, 0.5]) });
     for (const host of [this.a, this.b]) {
@@ -69,6 +75,7 @@ export class PairRun {
       host.node.onCrash = (kind) => {
         this.crashes++;
         crashed(kind);
+        this.carrier?.reset();
         if (host === this.a) this.workload.forget();
       };
     }
@@ -120,6 +127,7 @@ export class PairRun {
   /** `until`, with the bookkeeping of a secondary that gets its first content. */
   private advance(until: () => boolean, us = 120e6): void {
     this.world.run(() => {
+      this.carrier?.step();
       if (this.b.alive && this.b.path?.blocks.group(GROUP)?.hasContent === true) this.b.adopted();
       return until();
     }, { us });
@@ -190,13 +198,14 @@ export class PairRun {
       this.crash(a, kind());
       this.crash(b, kind());
       for (const host of random.shuffle([a, b])) this.start(host);
+    } else if (this.carrier !== undefined) {
+      this.carrier.paused = true;
+      this.workSome(10);
+      this.carrier.paused = false;
     } else {
       world.network.partition('a', 'b');
       this.pass(random.unit() * 200_000);
-      for (let i = 0; i < 10 && this.serving; i++) {
-        a.node.attempt(() => this.workload.step());
-        this.pass(random.unit() * 500);
-      }
+      this.workSome(10);
       this.verifyCutOff();
       world.network.heal('a', 'b');
     }
@@ -229,13 +238,20 @@ export class PairRun {
     this.verify(b);
   }
 
+  private workSome(steps: number): void {
+    for (let i = 0; i < steps && this.serving; i++) {
+      this.a.node.attempt(() => this.workload.step());
+      this.pass(this.random.unit() * 500);
+    }
+  }
+
   /** Until the secondary has applied all that the primary has, or is refused for good. */
   private catchUp(): void {
     let refusedSince = -1;
     this.advance(() => {
       if (!this.serving || !this.b.alive) return false;
-      const [link] = this.a.path!.links.status(GROUP);
-      if (link.state === 'refused') {
+      const link = this.carrier === undefined ? this.a.path!.links.status(GROUP)[0] : undefined;
+      if (link?.state === 'refused') {
         if (refusedSince < 0) refusedSince = this.world.clock.now;
         // A refusal may be passing, while the peer starts.
         if (this.world.clock.now - refusedSince > 20e6) {
@@ -285,6 +301,7 @@ export class PairRun {
       this.start(b);
     }
     if (!b.group.hasContent) return;
+    if (this.carrier !== undefined) this.carrier.paused = true;
     const had = b.model.endLsn;
     const outcome = b.command({ op: 'promote', group: GROUP, force: true });
     this.advance(() => outcome.ended);
@@ -298,14 +315,16 @@ export class PairRun {
       this.pass(random.unit() * 500);
     }
     // What was the primary meets the higher epoch, and serves nothing more.
-    if (random.chance(0.5)) {
+    if (this.carrier === undefined && random.chance(0.5)) {
       this.start(a);
       this.advance(() => a.group.role === 'fenced');
     }
     // The link to it retains the journal; writers may wait for that, until it is given up.
-    const drop = b.command({ op: 'linkDrop', group: GROUP, peer: 'a' });
-    this.advance(() => drop.ended);
-    if (drop.error !== undefined) throw drop.error as Error;
+    if (this.carrier === undefined) {
+      const drop = b.command({ op: 'linkDrop', group: GROUP, peer: 'a' });
+      this.advance(() => drop.ended);
+      if (drop.error !== undefined) throw drop.error as Error;
+    }
     this.advance(() => work.idle);
     this.crash(b, 'power');
     this.start(b);

@@ -1,7 +1,7 @@
 /**
  * Runs many seeds of the power-loss simulation and says what happened.
  *
- *   node dist/test/sim/seeds.js [--pairs] [--volatile] [--from SEED] [--seeds N] [--steps N] [--keep-going]
+ *   node dist/test/sim/seeds.js [--pairs | --carried] [--volatile] [--from SEED] [--seeds N] [--steps N] [--keep-going]
  *
  * A seed that fails is printed with all that is known; run it alone with
  * `--from SEED --seeds 1`.
@@ -18,6 +18,8 @@ let steps = 200;
 let keepGoing = false;
 let pairs = false;
 let inMemory = false;
+/** Pairs without links. */
+let carried = false;
 for (let i = 2; i < process.argv.length; i++) {
   const word = process.argv[i];
   if (word === '--from') from = Number(process.argv[++i]);
@@ -26,6 +28,7 @@ for (let i = 2; i < process.argv.length; i++) {
   else if (word === '--keep-going') keepGoing = true;
   else if (word === '--pairs') pairs = true;
   else if (word === '--volatile') inMemory = true;
+  else if (word === '--carried') pairs = carried = true;
   else throw new Error(`unknown option ${word}`);
 }
 
@@ -69,7 +72,7 @@ const started = process.cpuUsage();
 let failed: number[];
 let words: string;
 if (pairs) {
-  const ran = runAll((seed) => new PairRun(seed, steps, inMemory).run());
+  const ran = runAll((seed) => new PairRun(seed, steps, inMemory, carried).run());
   failed = ran.failed;
   words = ofPairs(ran.results);
 } else {

@@ -9,6 +9,7 @@ import type { GroupStatus, JournalRecord, NodeStatus, SizesReply } from '../../c
 import { EXIT_FAILED, groupArgument, wholeNumber } from '../context.js';
 import type { Context } from '../context.js';
 import type { Register } from '../program.js';
+import { registerCarriage } from './journal.js';
 import { adviseGroup } from '../render/advice.js';
 import { renderList, renderTree } from '../render/devices.js';
 import type { GroupDevices } from '../render/devices.js';
@@ -42,6 +43,7 @@ export function registerInspection(program: Command, register: Register): void {
     .option('--to <lsn>', 'stop before this position; default: what is appended now')
     .option('-f, --follow', 'go on with records as they are appended')
     .action(register(journalDump));
+  registerCarriage(program, journal, register);
   program.command('version').description('versions of this program and of the daemon').action(register(version));
 }
 

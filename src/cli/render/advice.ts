@@ -47,7 +47,9 @@ export function adviseGroup(group: GroupStatus): Advice[] {
   }
   if (group.journal.stalled !== null) {
     const holding = group.links.filter((link) => link.role === 'to' && link.state !== 'dropped' && link.state !== 'streaming');
-    const drop = holding.length === 0 ? 'wait for the destager' : `mend the link, or give it up: ${holding.map((link) => `lockstep link drop ${group.name} ${link.peer}`).join(' or ')}`;
+    const cursor = group.cursors.find((one) => one.retainedBytes > 0);
+    const release = cursor === undefined ? 'wait for the destager' : `let the export of cursor ${cursor.name} go on, or give it up: lockstep journal release ${group.name} ${cursor.name}`;
+    const drop = holding.length === 0 ? release : `mend the link, or give it up: ${holding.map((link) => `lockstep link drop ${group.name} ${link.peer}`).join(' or ')}`;
     problem(group.journal.stalled, drop);
   } else if (group.journal.usedBytes > JOURNAL_HIGH * group.journal.sizeBytes) {
     problem(`the journal is ${Math.floor((100 * group.journal.usedBytes) / group.journal.sizeBytes)}% full; writers wait when it is full`, 'mend the link that is behind, write less, or configure a larger journal.size');

@@ -1,7 +1,7 @@
 /** `lockstep status` for people: what matters first, the figures below. Pure. */
 
 import { formatSize } from '../../base/units.js';
-import type { GroupStatus, LinkEntry, NodeStatus } from '../../control/schema.js';
+import type { CursorEntry, GroupStatus, ImportState, LinkEntry, NodeStatus } from '../../control/schema.js';
 import { adviseGroup } from './advice.js';
 import type { Advice } from './advice.js';
 import type { Style } from './words.js';
@@ -37,7 +37,9 @@ export function renderGroup(group: GroupStatus, style: Style): string {
     row('devices', `${count(volumes.length, 'volume')} (${formatSize(volumes.reduce((sum, device) => sum + device.sizeBytes, 0))}), ${count(group.devices.length - volumes.length - locals, 'snapshot')}, ${locals === 0 ? '' : `${count(locals, 'local snapshot')}, `}${count(clients, 'client connection')}`),
     row('ops', operationsText(group.operations)),
     ...group.links.flatMap((link) => renderLink(said(link.reason) ? { ...link, reason: '' } : link)),
-    ...(group.links.length === 0 ? [row('links', 'none: this group is not replicated')] : []),
+    ...group.cursors.map((cursor) => row('cursor', cursorText(cursor))),
+    ...(group.import === null ? [] : [row('import', importText(group.import))]),
+    ...(group.links.length === 0 && group.cursors.length === 0 && group.import === null ? [row('links', 'none: this group is not replicated')] : []),
   ].join('\n');
 }
 
@@ -53,6 +55,15 @@ export function renderLink(link: LinkEntry): string[] {
     `  ${label.padEnd(9)} ${link.peer}  ${link.mode}, ${link.state}${reason}; ${lagText(link)}`,
     `  ${''.padEnd(9)} shipped ${link.shipped}  received ${link.received}  durable ${link.durable}  applied ${link.applied}; ${formatSize(link.wireBytes)} on the wire, ${count(link.reconnects, 'reconnect')}`,
   ];
+}
+
+function cursorText(cursor: CursorEntry): string {
+  const lag = cursor.behindBytes === 0 ? 'up to date' : `${formatSize(cursor.behindBytes)} behind`;
+  return `${cursor.name}  acknowledged up to LSN ${cursor.lsn}, ${lag}; keeps ${formatSize(cursor.retainedBytes)} of journal that is otherwise free`;
+}
+
+function importText(state: ImportState): string {
+  return `${state.from === null ? 'of a stream that has not begun' : `from ${state.from}`}, received up to LSN ${state.receivedLsn}${state.full ? '; takes nothing now: the journal of this node is full' : ''}`;
 }
 
 function lagText(link: LinkEntry): string {

@@ -1,0 +1,116 @@
+/**
+ * The exported journal over HTTP: its bytes in chunks, at the reader's and the
+ * importing node's pace.
+ *
+ * Owns: the loops, back-pressure, how an error is told half-way. Must not know:
+ * what the bytes mean.
+ *
+ * A 200 cannot be taken back: an export that fails says so in the trailer
+ * `lockstep-error` (percent-encoded JSON of an ErrorReply), an import in the last
+ * line of its answer. Both streams then end where a frame ends.
+ */
+
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { ExportOpenRequest } from './carry.js';
+import { MAX_IMPORT_BYTES } from './carry.js';
+import { failureOf } from './channel.js';
+import { errorBody } from './http.js';
+import { drained } from './journal-stream.js';
+import type { ControlPort } from './port.js';
+import type { ImportState } from './schema.js';
+
+export interface CarryStream {
+  readonly port: ControlPort;
+  /** Ends the stream when the server closes. */
+  readonly closing: AbortSignal;
+  /** Words an error when the HTTP status can still be chosen. */
+  readonly failed: (error: unknown) => unknown;
+}
+
+/** A stream that has nothing to say gives a sign of life so often: a pipe that has gone is noticed by writing to it. */
+const BEAT_SECONDS = 1;
+/** How often an import tells its position. */
+const TELL_MS = 500;
+
+/** Resolves when the stream has ended, by its end, the reader or an error. */
+export async function sendExport(response: ServerResponse, request: ExportOpenRequest, follow: boolean, stream: CarryStream): Promise<void> {
+  const gone = new AbortController();
+  response.once('close', () => gone.abort());
+  const signal = AbortSignal.any([gone.signal, stream.closing]);
+  const { group, cursor } = request;
+  let part = await stream.port.call(request).catch((error: unknown) => { throw stream.failed(error); });
+  // Writers go on: without follow it ends at what was durable when it began.
+  const to = follow ? null : part.durable;
+  response.writeHead(200, { 'content-type': 'application/octet-stream', trailer: 'lockstep-error' });
+  try {
+    for (;;) {
+      // A reader may be slow for as long as it likes: the cursor keeps the journal for it anyway.
+      if (!response.write(part.bytes)) await drained(response, signal, undefined);
+      if (part.end || signal.aborted) break;
+      part = await stream.port.call({ op: 'exportPage', group, cursor, place: part.place, to, waitSeconds: BEAT_SECONDS });
+    }
+    if (stream.closing.aborted) response.addTrailers(trailer({ kind: 'operator', code: 'daemon/closing', message: 'the daemon is shutting down' }));
+  } catch (error) {
+    const failure = failureOf(error);
+    if (failure === undefined) throw error;
+    response.addTrailers(trailer(failure));
+  }
+  response.end();
+}
+
+function trailer(failure: Parameters<typeof errorBody>[0]): Record<string, string> {
+  return { 'lockstep-error': encodeURIComponent(JSON.stringify(errorBody(failure))) };
+}
+
+/** Resolves when the input has ended and what was taken of it is durable, or the client has gone. */
+export async function receiveImport(request: IncomingMessage, response: ServerResponse, group: string, stream: CarryStream): Promise<void> {
+  const { port } = stream;
+  const opened = await port.call({ op: 'importOpen', group }).catch((error: unknown) => {
+    // Whatever is on its way has to be read, or the client would lose the answer with the connection.
+    request.resume();
+    throw stream.failed(error);
+  });
+  const { session } = opened;
+  let ending: Promise<ImportState> | undefined;
+  const end = (): Promise<ImportState> => (ending ??= port.call({ op: 'importEnd', session }));
+  // Also while a push waits for room in the journal.
+  response.once('close', () => void end().catch(() => undefined));
+  const cut = (): void => void request.destroy();
+  stream.closing.addEventListener('abort', cut);
+
+  let told = '';
+  const tell = (state: ImportState): void => {
+    const line = JSON.stringify(state);
+    if (line === told || response.writableNeedDrain) return;
+    told = line;
+    response.write(`${line}\n`);
+  };
+  response.writeHead(200, { 'content-type': 'application/x-ndjson' });
+  tell(opened.state);
+  // What its end says will be told by the loop below.
+  const timer = setInterval(() => void port.call({ op: 'importState', session }).then(tell, () => undefined), TELL_MS);
+  let problem: unknown;
+  try {
+    // The end of the loop must not end the connection: the answer goes the same way.
+    for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+      for (let at = 0; at < chunk.length; at += MAX_IMPORT_BYTES) {
+        await port.call({ op: 'importPush', session, bytes: Uint8Array.from(chunk.subarray(at, at + MAX_IMPORT_BYTES)) });
+      }
+    }
+  } catch (error) {
+    problem = error;
+  } finally {
+    clearInterval(timer);
+    stream.closing.removeEventListener('abort', cut);
+  }
+  const last = await end().catch((error: unknown) => void (problem ??= error));
+  if (response.destroyed) return;
+  if (last !== undefined) response.write(`${JSON.stringify(last)}\n`);
+  if (problem !== undefined) {
+    const failure = failureOf(problem);
+    if (failure === undefined) throw problem instanceof Error ? problem : new Error(String(problem));
+    response.write(`${JSON.stringify(errorBody(failure))}\n`);
+  }
+  response.end();
+  request.resume();
+}
