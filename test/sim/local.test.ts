@@ -158,3 +158,77 @@ t.test('local devices hold what was flushed through power losses, and what was a
   t.comment(`seeds ${SEED} to ${SEED + SEEDS - 1}: ${counts.crashes} crashes, ${counts.changes} changes, ${counts.lost} devices gone that had not been reported or were removed`);
   t.ok(counts.crashes > SEEDS && counts.changes > SEEDS * 10, 'there was something to judge');
 });
+
+t.test('the local journal is used again and again, and a full one makes writers wait and not fail', async (t) => {
+  const rig = Rig.started(SEED, SIZES);
+  const locals = new LocalDevices(rig.host);
+  locals.attach();
+  rig.create('v', SIZE);
+  locals.snapshot('v', 'n');
+  const { log } = rig.host.group.content.local;
+  for (let i = 0; i < 2000; i++) {
+    const outcome = locals.change('v~n', (i % 256) * BLOCK, BLOCK, new Uint8Array(BLOCK).fill(1 + (i % 200)));
+    // One at a time: each has a record of its own.
+    rig.run(() => outcome.errno >= 0);
+    if (outcome.errno !== 0) throw new Error(`write ${i} failed with errno ${outcome.errno}`);
+  }
+  const segments = rig.paths('local').filter((path) => path.includes('/segment-'));
+  t.ok(log.position.lsn > 3 * SIZES.segments * SIZES.segmentBytes, 'it was filled several times');
+  t.ok(segments.length <= SIZES.segments, `${segments.length} segments`);
+  locals.verify();
+
+  const { faults } = rig.host.node.disk;
+  faults.hook = ({ op, path }) => (op === 'fdatasync' && path.includes('/checkpoint-') ? 5 : 0);
+  let outcome = { errno: 0 };
+  for (let i = 0; outcome.errno === 0; i++) {
+    if (i > 2000) throw new Error('it never became full');
+    outcome = locals.change('v~n', (i % 256) * BLOCK, BLOCK, new Uint8Array(BLOCK).fill(201));
+    let over = false;
+    rig.world.after(20_000, () => (over = true));
+    rig.run(() => outcome.errno >= 0 || over);
+  }
+  t.equal(outcome.errno, -1, 'the write waits');
+  t.match(rig.host.group.local!.problems().join(), /the local journal is full: .*checkpoint/);
+  const flushed = locals.flush('v~n');
+  rig.run(() => flushed.errno >= 0);
+  t.equal(flushed.errno, 0, 'what was acknowledged is flushed all the same');
+  faults.hook = undefined;
+  rig.run(() => outcome.errno >= 0);
+  t.equal(outcome.errno, 0, 'and succeeds once a checkpoint has');
+  locals.verify();
+  rig.host.crash('power');
+  rig.start();
+  t.equal(rig.host.problem, undefined);
+  locals.judge('power');
+  rig.dispose();
+});
+
+t.test('space of local devices comes back: of trimmed blocks, and of removed devices', async (t) => {
+  const rig = Rig.started(SEED, SIZES);
+  const locals = new LocalDevices(rig.host);
+  locals.attach();
+  rig.create('v', SIZE);
+  locals.snapshot('v', 'n');
+  const quiet = (): void => rig.run(() => locals.inFlight === 0);
+  const layers = (): string[] => rig.paths('layers').filter((path) => /device-214748364\d-/.test(path));
+  for (let i = 0; i < 8; i++) locals.change('v~n', i * 128 * KIB, 128 * KIB, new Uint8Array(128 * KIB).fill(7));
+  quiet();
+  rig.flushTo('checkpoint');
+  const { walker } = rig.host.group.content;
+  locals.change('v~n', 128 * KIB, 512 * KIB, undefined);
+  quiet();
+  rig.run(() => walker.bytesPunched >= 512 * KIB);
+  // What is written where it was just punched.
+  locals.change('v~n', 256 * KIB, 64 * KIB, new Uint8Array(64 * KIB).fill(8));
+  quiet();
+  locals.verify();
+  locals.snapshot('v~n', 'm');
+  t.ok(layers().length > 0, 'there is a layer');
+  locals.remove('v~n');
+  rig.run(() => !walker.walking && !walker.owes);
+  locals.verify();
+  locals.remove('v~m');
+  rig.run(() => layers().length === 0);
+  rig.verify();
+  rig.dispose();
+});
