@@ -85,8 +85,10 @@ export class Sizes {
   }
 }
 
-/** Differs whenever a size may: local devices change without a new LSN. */
+/** Differs whenever a size may: local devices change without a new LSN, and an assign only exchanges a root. */
 function stateOf(content: Content): string {
   const { store } = content;
-  return [content.appliedLsn, store.deviceCount, store.drops, store.overwrittenBlocks].join();
+  let roots = 0;
+  for (const { id, root } of store.all()) roots = (Math.imul(roots, 31) + Math.imul(id, 0x9e3779b1) + root.handle) | 0;
+  return [content.appliedLsn, store.deviceCount, store.drops, store.overwrittenBlocks, roots].join();
 }
