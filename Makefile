@@ -11,14 +11,15 @@ NODE   ?= node
 CXX    ?= g++
 
 # How much the long suites do; `make test` runs the same files with their short defaults.
-SIM_RUNS    ?= 2000
+SIM_RUNS    ?= 7000
+MODEL_RUNS  ?= 300
 CRASH_KILLS ?= 200
 
 SOURCES := $(shell find src test scripts -name '*.ts' 2>/dev/null)
 RUN     := $(NODE) dist/test/run.js
 
 .PHONY: help deps demo-place deps-npm deps-test deps-demo deps-kernel deps-bench native build demo test check bench test-kernel \
-        test-sim test-crash install clean
+        test-sim test-model test-crash install clean
 
 help: ## this list
 	@echo 'Lockstep: replicated block devices over NBD'; echo
@@ -72,8 +73,11 @@ bench: deps-bench build ## figures beside nbdkit, nbd-server and qemu-nbd
 test: deps-test build ## all tests, the long suites in their short form (minutes)
 	@$(RUN) $(ARGS)
 
-test-sim: deps-test build ## the seeded simulation and power-loss runs in full (SIM_RUNS=2000)
+test-sim: deps-test build ## the seeded simulation in full: all operations, power losses, pairs (SIM_RUNS=7000: 10,000 runs)
 	@LOCKSTEP_SIM_RUNS=$(SIM_RUNS) $(RUN) --timeout 7200 dist/test/sim $(ARGS)
+
+test-model: deps-test build ## the model test against real daemons in full (MODEL_RUNS=300)
+	@LOCKSTEP_MODEL_RUNS=$(MODEL_RUNS) $(RUN) --timeout 7200 --jobs 1 dist/test/model $(ARGS)
 
 test-crash: deps-test build ## SIGKILLs under load in full (CRASH_KILLS=200)
 	@LOCKSTEP_CRASH_KILLS=$(CRASH_KILLS) $(RUN) --timeout 7200 --jobs 1 dist/test/crash $(ARGS)

@@ -95,8 +95,8 @@ class Judgement {
   }
 }
 
-/** `clientsOf`: NBD connections of a device now. */
-export function judge(state: State, request: OperationRequest, clientsOf: (id: number) => number): Verdict {
+/** `clientsOf`: NBD connections of a device now. `certain`: whether a block that the model has holds data for certain. */
+export function judge<B>(state: Devices<B>, request: OperationRequest, clientsOf: (id: number) => number, certain: (content: B) => boolean = () => true): Verdict {
   const j = new Judgement(state, clientsOf, 'force' in request && request.force);
   switch (request.op) {
     case 'create':
@@ -125,7 +125,7 @@ export function judge(state: State, request: OperationRequest, clientsOf: (id: n
     }
     case 'resize': {
       const device = j.one(request.device);
-      if (device !== undefined) size(j, device, request.sizeBytes, request.force);
+      if (device !== undefined) size(j, device, request.sizeBytes, request.force, certain as (content: unknown) => boolean);
       return j.end(() => ({ op: 'resize', device: device!.id, sizeBytes: request.sizeBytes }));
     }
     case 'remove':
@@ -192,14 +192,14 @@ function assign(verb: 'restore' | 'sync', pairs: readonly (readonly [number, num
   return { op: 'assign', verb, pairs: pairs.map(([target, source]) => ({ target, source })), ranges: ranges.map(([offset, length]) => [offset, length]) };
 }
 
-function size(j: Judgement, device: AnyDevice, sizeBytes: number, force: boolean): void {
+function size(j: Judgement, device: AnyDevice, sizeBytes: number, force: boolean, certain: (content: unknown) => boolean): void {
   j.unless(sizeBytes !== device.sizeBytes, 'device/same-size');
   if (sizeBytes >= device.sizeBytes) return;
   j.notProtected([device]);
   j.withoutClients([device]);
   if (force) return;
   let holds = false;
-  for (const block of device.blocks.keys()) holds ||= block * BLOCK >= sizeBytes;
+  for (const [block, content] of device.blocks) holds ||= block * BLOCK >= sizeBytes && certain(content);
   // Where data were once, the product may have to look at the disk to know that they are gone, and does not.
   if (holds) j.unless(false, 'device/has-data');
   else j.doubtful.add('device/has-data');

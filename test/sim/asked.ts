@@ -133,7 +133,7 @@ export class Asked {
     const words = `${JSON.stringify(request)} was refused with ${error.code} (${error.message})`;
     if (asked.executed) throw new Error(`${words} although it is in the journal`);
     this.refusals++;
-    const fits = (one: Verdict): boolean => one.against.has(error.code) || (one.against.size === 0 && one.doubtful.has(error.code));
+    const fits = (one: Verdict): boolean => one.against.has(error.code) || one.doubtful.has(error.code);
     if (fits(verdict) || (isRanged(request) && fits(judge(this.state(), request, this.clientsOf)))) return;
     throw new Error(`${words}; against it was ${[...verdict.against].join(', ') || 'nothing'}`);
   }
