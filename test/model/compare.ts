@@ -19,7 +19,8 @@ const PIECE_BLOCKS = PIECE / BLOCK;
 const OTHER_PLACES = 6;
 
 function lineOf(entry: DeviceEntry): string {
-  return factsLine({ ...entry, parent: entry.parent ?? 0, volume: 0, set: entry.set ?? '' }, entry.name);
+  if (entry.kind === 'local') throw new Error(`${entry.name} is local, which nobody asked for`);
+  return factsLine({ ...entry, kind: entry.kind, parent: entry.parent ?? 0, volume: 0, set: entry.set ?? '' }, entry.name);
 }
 
 /** Throws when `entries` are not as the model has them: all devices, or just some of them. */
