@@ -109,9 +109,16 @@ class PlainReader {
     });
   }
 
-  close(): void {
+  /** Resolves when the server has let go: an operation right after it must not find a client. */
+  async close(): Promise<void> {
     this.failed = () => undefined;
-    this.socket.destroy();
+    if (this.socket.closed) return;
+    const closed = new Promise((done) => this.socket.once('close', done));
+    const goodbye = Buffer.alloc(REQUEST_BYTES);
+    goodbye.writeUInt32BE(0x25609513, 0);
+    goodbye.writeUInt16BE(2, 6);
+    this.socket.write(goodbye);
+    await closed;
   }
 
   private take(bytes: Buffer): void {
@@ -245,8 +252,7 @@ export async function deviceContent(wanted: Wanted): Promise<DeviceContent> {
     if (before !== undefined) sum.add(before.batch, before.bytes);
     return sum.done();
   } finally {
-    reader.close();
-    client.destroy();
+    await Promise.all([reader.close(), client.disconnect()]);
   }
 }
 

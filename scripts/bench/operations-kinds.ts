@@ -16,6 +16,8 @@ export interface Kind {
   after?(rig: OperationsRig, count: number): Promise<unknown>;
   /** Devices that number 0 gives other content, the new ones too. */
   readonly changes: readonly string[];
+  /** Content of devices that were there: the meter has to count the same. */
+  readonly assigns?: true;
 }
 
 const GIB = 2 ** 30;
@@ -60,24 +62,24 @@ export const KINDS: readonly Kind[] = [
     after: removal((i) => `@t${i}`),
   },
   {
-    name: 'restore, whole', changes: ['vol'],
+    name: 'restore, whole', assigns: true, changes: ['vol'],
     once: (rig, i) => rig.control.restore(GROUP, { target: 'vol', source: `vol@${source(i)}` }),
     after: backToChanged,
   },
   {
-    name: 'restore of 8 ranges of 1 GiB', changes: ['vol'],
+    name: 'restore of 8 ranges of 1 GiB', assigns: true, changes: ['vol'],
     once: (rig, i) => rig.control.restore(GROUP, { target: 'vol', source: `vol@${source(i)}`, ranges: RANGES }),
     after: backToChanged,
   },
   {
-    name: 'restore of a set, 8 volumes', changes: ['vol', 'part'],
+    name: 'restore of a set, 8 volumes', assigns: true, changes: ['vol', 'part'],
     before: async (rig) => {
       for (const name of ['vol', 'part']) await rig.control.restore(GROUP, { target: name, source: `${name}@base` });
     },
     once: (rig) => rig.control.restore(GROUP, { source: '@early' }),
   },
   {
-    name: 'refresh of a snapshot', changes: ['vol@t0'],
+    name: 'refresh of a snapshot', assigns: true, changes: ['vol@t0'],
     before: async (rig, count) => {
       await rig.control.restore(GROUP, { target: 'vol', source: 'vol@base' });
       await snapshotsOf('vol', 't')(rig, count);
@@ -87,7 +89,7 @@ export const KINDS: readonly Kind[] = [
     after: removal((i) => `vol@t${i}`),
   },
   {
-    name: 'refresh of a set, 8 volumes', changes: ['vol@early', 'part@early'],
+    name: 'refresh of a set, 8 volumes', assigns: true, changes: ['vol@early', 'part@early'],
     before: async (rig) => {
       for (const name of ['vol', 'part']) await rig.control.restore(GROUP, { target: name, source: `${name}@base` });
     },
@@ -98,13 +100,13 @@ export const KINDS: readonly Kind[] = [
     },
   },
   {
-    name: 'sync, whole', changes: ['vol@t0'],
+    name: 'sync, whole', assigns: true, changes: ['vol@t0'],
     before: (rig) => rig.control.snapshot(GROUP, { source: 'vol@changed', name: 't0' }),
     once: (rig, i) => rig.control.sync(GROUP, { target: 'vol@t0', source: `vol@${source(i)}` }),
     after: (rig) => rig.control.remove(GROUP, 'vol@t0'),
   },
   {
-    name: 'sync of 8 ranges of 1 GiB', changes: ['vol@t0'],
+    name: 'sync of 8 ranges of 1 GiB', assigns: true, changes: ['vol@t0'],
     before: (rig) => rig.control.snapshot(GROUP, { source: 'vol@changed', name: 't0' }),
     once: (rig, i) => rig.control.sync(GROUP, { target: 'vol@t0', source: `vol@${source(i)}`, ranges: RANGES }),
     after: (rig) => rig.control.remove(GROUP, 'vol@t0'),

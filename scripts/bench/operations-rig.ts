@@ -8,6 +8,7 @@
 import { preparePair, waitCaughtUp, type Pair } from '../../test/harness/node.js';
 import { waitFor } from '../../test/harness/process.js';
 import type { ControlClient } from '../../src/control/client.js';
+import type { OperationsReply } from '../../src/control/schema.js';
 import type { DeviceContent } from './device-content.js';
 import { DigestWorker } from './digest-worker.js';
 import { load, type Target } from './measure.js';
@@ -22,6 +23,8 @@ export const RANGE_BYTES = 256 * 2 ** 20;
 export const RANGE_OFFSET = 128 * 2 ** 20 + 5 * BLOCK_BYTES;
 /** Small, so that what the load leaves is soon destaged. */
 export const LOADED_BYTES = 256 * 2 ** 20;
+
+type MeteredEntry = OperationsReply['operations'][number];
 
 /** One comparison of both nodes. */
 export interface Comparison {
@@ -106,6 +109,16 @@ export class OperationsRig {
       return quiet;
     });
     return bytes;
+  }
+
+  /** What the primary's meter says of the operation at `lsn`, once it counts no more. */
+  async metered(lsn: number): Promise<MeteredEntry> {
+    let found: MeteredEntry | undefined;
+    await waitFor(`the operation at LSN ${lsn} is counted`, async () => {
+      found = (await this.control.operations(GROUP)).operations.find((one) => one.lsn === lsn);
+      return found !== undefined && found.changed !== 'counting';
+    }, 120_000);
+    return found!;
   }
 
   /** Everything on the primary; with the sums that `differingBytes` needs. NOTHING has to be used for what does not exist. */

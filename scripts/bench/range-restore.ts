@@ -7,7 +7,8 @@ import { median, short } from './statistics.js';
 
 const TIMES = 7;
 const LIMIT_MS = 100;
-const WIRE_LIMIT_BYTES = 1024;
+/** Of all that crosses meanwhile: reading takes a while, and the link has its heartbeats. */
+const WIRE_LIMIT_BYTES = 4096;
 
 export interface RangeRestore {
   readonly milliseconds: number;
@@ -22,7 +23,7 @@ async function rangeSha256(socket: string, device: string): Promise<string> {
   try {
     return createHash('sha256').update(await client.read(RANGE_OFFSET, RANGE_BYTES)).digest('hex');
   } finally {
-    client.destroy();
+    await client.disconnect();
   }
 }
 

@@ -24,6 +24,11 @@ const TIMES = 6;
 interface Measured {
   readonly kind: string;
   changedBytes: number;
+  /** The same as the daemon's meter says, once it has counted. */
+  meteredBytes: number;
+  /** Its marker on the link, as the meter says. */
+  markerBytes: number;
+  /** All that crossed the link while it was done. */
   wireBytes: number;
   readonly dataThreadUs: number[];
   readonly roundTripUs: number[];
@@ -42,11 +47,12 @@ async function contents(rig: OperationsRig, devices: readonly string[]): Promise
   return Promise.all(devices.map((name) => (existing.has(name) ? rig.content(name) : Promise.resolve(NOTHING))));
 }
 
-async function timed(rig: OperationsRig, kind: Kind, i: number, into: Measured): Promise<void> {
+async function timed(rig: OperationsRig, kind: Kind, i: number, into: Measured): Promise<number> {
   const begun = performance.now();
   const reply = await kind.once(rig, i);
   into.roundTripUs.push((performance.now() - begun) * 1000);
   into.dataThreadUs.push(reply.dataThreadUs);
+  return reply.lsn;
 }
 
 /** Once, without any load: its bytes, and both nodes afterwards. */
@@ -54,14 +60,20 @@ async function atRest(rig: OperationsRig, kind: Kind, into: Measured): Promise<v
   await kind.before?.(rig, 1);
   const before = await contents(rig, kind.changes);
   const wire = await rig.wireBytes();
-  await timed(rig, kind, 0, into);
+  const lsn = await timed(rig, kind, 0, into);
   into.wireBytes = (await rig.wireBytes()) - wire;
+  const metered = await rig.metered(lsn);
+  into.meteredBytes = metered.changedBytes;
+  into.markerBytes = Object.values(metered.wireBytes).reduce((sum, bytes) => sum + bytes, 0);
   const compared = await rig.compare();
   into.comparedBytes = compared.bytes;
   into.devices = compared.devices;
   into.problems.push(...compared.problems);
   const after = await contents(rig, kind.changes);
   into.changedBytes = after.reduce((sum, content, i) => sum + differingBytes(before[i], content), 0);
+  if (kind.assigns === true && (metered.changed !== 'exact' || into.meteredBytes !== into.changedBytes)) {
+    into.problems.push(`the meter says that ${into.meteredBytes} bytes changed (${metered.changed}), by content it was ${into.changedBytes}`);
+  }
   await kind.after?.(rig, 1);
 }
 
@@ -98,11 +110,12 @@ function difference(one: Measured): number {
 
 function render(measured: readonly Measured[]): string {
   return table([
-    ['', 'changed', 'wire bytes', 'data thread us', 'worst', 'round trip ms', 'p99.9 ms', 'without', 'difference', 'max ms', 'both nodes'],
+    ['', 'changed', 'metered', 'marker bytes', 'wire bytes', 'data thread us', 'worst', 'round trip ms', 'p99.9 ms', 'without', 'difference', 'max ms', 'both nodes'],
     ...measured.map((one) => [
-      one.kind, formatSize(one.changedBytes), String(one.wireBytes), short(median(one.dataThreadUs)), short(Math.max(...one.dataThreadUs)), short(median(one.roundTripUs) / 1000),
+      one.kind, formatSize(one.changedBytes), formatSize(one.meteredBytes), String(one.markerBytes), String(one.wireBytes),
+ short(median(one.dataThreadUs)), short(Math.max(...one.dataThreadUs)), short(median(one.roundTripUs) / 1000),
       short(median(one.p999With) / 1000), short(median(one.p999Without) / 1000), short(difference(one) / 1000), short(one.maxWithUs / 1000),
-      one.problems.length > 0 ? 'DIFFER' : `equal: ${one.devices} devices, ${formatSize(one.comparedBytes)}`,
+      one.problems.length > 0 ? 'PROBLEM' : `equal: ${one.devices} devices, ${formatSize(one.comparedBytes)}`,
     ]),
   ]);
 }
@@ -119,14 +132,14 @@ function judge(measured: readonly Measured[]): string[] {
   return missed;
 }
 
-export async function runOperations(options: BenchOptions): Promise<{ missed: string[]; measured: Measured[]; range: RangeRestore[] }> {
+export async function runOperations(options: BenchOptions): Promise<{ missed: string[]; measured: readonly Measured[]; range: RangeRestore[] }> {
   if (!KINDS.some((kind) => kind.name.includes(options.only))) throw new Error(`no operation has ${options.only} in its name; there are ${KINDS.map((kind) => kind.name).join('; ')}`);
   const directory = join(options.directory, 'operations');
   mkdirSync(directory);
   const rig = await OperationsRig.open(directory);
   const kinds = KINDS.filter((kind) => kind.name.includes(options.only));
   const measured: Measured[] = kinds.map(({ name }) => ({
-    kind: name, changedBytes: NaN, wireBytes: NaN, dataThreadUs: [], roundTripUs: [], p999With: [], p999Without: [], maxWithUs: 0, comparedBytes: 0, devices: 0, problems: [],
+    kind: name, changedBytes: NaN, meteredBytes: NaN, markerBytes: NaN, wireBytes: NaN, dataThreadUs: [], roundTripUs: [], p999With: [], p999Without: [], maxWithUs: 0, comparedBytes: 0, devices: 0, problems: [],
   }));
   let ranges: { rows: RangeRestore[]; text: string; missed: string[] };
   const missed: string[] = [];
@@ -153,6 +166,7 @@ export async function runOperations(options: BenchOptions): Promise<{ missed: st
   console.log(`\nevery operation: a volume of 64 GiB, ${formatSize(CHANGED_BYTES * options.scale)} of random 4 KiB blocks differ from its snapshot; primary and secondary here${scaled}\n`);
   console.log(render(measured));
   console.log('\nchanged: bytes that a device had not before, by content read over NBD; a new device counts as having had nothing.');
+  console.log('metered, marker: what lockstepd itself says of the operation: tree edits change nothing, a resize its difference.');
   console.log('wire: both directions of the link while nothing else crossed it, acknowledgements and heartbeats included.');
   console.log(`data thread: of ${measured[0].dataThreadUs.length} operations each, of which ${options.rounds * TIMES} under load. p99.9: of 4 KiB writes, depth 32, to another volume of the group,`);
   console.log(`${TIMES} operations in ${options.seconds} s; medians of ${options.rounds} interleaved rounds. both nodes: sha256 of all non-zero blocks of every device, read whole over NBD`);
