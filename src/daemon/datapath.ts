@@ -6,6 +6,7 @@
  * Owns: construction and the order of the end. Must not know: threads, HTTP.
  */
 
+import { resolve } from 'node:path';
 import type { Address } from '../base/address.js';
 import { formatAddress } from '../base/address.js';
 import { CorruptionError, IoError, OperatorError } from '../base/errors.js';
@@ -138,7 +139,7 @@ export class DataPath {
     const maxSegments = Math.floor(group.journal.size / group.journal.segmentSize);
     const acceptedLsn = this.surroundings.accepted?.get(group.name);
     return {
-      ...(group.journal.directory === undefined ? {} : { journalDirectory: group.journal.directory }),
+      ...(group.journal.directory === undefined ? {} : { journalDirectory: resolve(group.journal.directory) }),
       ...(acceptedLsn === undefined ? {} : { acceptedLsn }),
       name: group.name,
       node: this.config.node,

@@ -175,7 +175,7 @@ export class Content {
     // A secondary comes here while clients of other groups use the arena: it tries again later then.
     if (reactor.arena.largestFree < contentArenaBytes(options)) throw new IoError(Errno.ENOMEM, 'find memory for', directory);
     mkdirs(io, `${directory}/layers`);
-    claim(reactor, options);
+    claim(reactor, options, false);
     removeLeftovers(reactor, options);
     const nodeReads = new NodeReads(reactor);
     const file = closing(nodeReads, () => MapFile.create(nodeReads, directory, 1, options.groupId));
@@ -206,7 +206,7 @@ export class Content {
     if (found === undefined) throw new CorruptionError(`${directory}/checkpoint-0`, 0, 'there is no checkpoint, although the group was created');
     let { sequence, body } = found.slot;
     if (body.groupId !== options.groupId) throw new CorruptionError(slotPath(directory, sequence), 0, `this checkpoint belongs to group ${body.groupId}, not to ${options.groupId}`);
-    if (extent.opening !== undefined) claim(reactor, options);
+    if (extent.opening !== undefined) claim(reactor, options, true);
     if (extent.opening === 'accepted') ({ sequence, body } = leaveHistory(reactor, directory, found.slot));
     const nodeReads = new NodeReads(reactor);
     const file = closing(nodeReads, () => MapFile.open(nodeReads, directory, body.mapFile, options.groupId, body.mapLength));
@@ -252,6 +252,7 @@ export class Content {
     });
     // What a volatile journal holds is durable by the checkpoint alone.
     if (journal.volatile) journal.setPosition(result.end, at.lsn);
+    this.rounds?.written(result.end.lsn);
     this.stoppedAt = applied;
     this.recovered = { ...this.recovered, batches: result.batches, tornAt: result.tornAt };
     const epoch = core.epoch;

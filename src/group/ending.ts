@@ -32,7 +32,7 @@ export function endContent(reactor: Reactor, host: EndingHost, content: Content,
         return;
       }
       if (host.role !== 'stopped') content.local.log.settleNow();
-      done(cleanEnd(host, content));
+      done(cleanEnd(host, content, log));
     };
     wait();
   });
@@ -64,11 +64,13 @@ function settle(reactor: Reactor, host: EndingHost, content: Content, log: Log, 
   wait();
 }
 
-function cleanEnd(host: EndingHost, content: Content): Position | undefined {
+function cleanEnd(host: EndingHost, content: Content, log: Log): Position | undefined {
   const { rounds, journal, checkpointer } = content;
   // Not while it recovers: then the next start has to ask the peers again.
   if (host.role === 'stopped' || host.role === 'recovering') return undefined;
   if (rounds === undefined) return journal.syncNow() === 0 ? journal.position : undefined;
   const whole = host.role === 'secondary' || checkpointer.committedAt.lsn === journal.appendedLsn;
-  return rounds.exact && whole ? checkpointer.committedAt : undefined;
+  if (rounds.exact && whole) return checkpointer.committedAt;
+  log.warn(`the stop is not a clean one, for the primary has not told yet that it has what is on the disk here: the data need the journal in ${journalDirectoryOf(content.options)}`);
+  return undefined;
 }

@@ -48,6 +48,7 @@ export interface PlaceOptions {
 export type Opening = 'journal' | 'anew' | 'accepted';
 
 const OWNER = 'owner';
+const NOTE = 'the journal of the group in ';
 /** A remedy of its own, beside the usual one for a group that cannot be opened. */
 const CODE_PREFIX = 'journal/';
 
@@ -73,27 +74,33 @@ function refuse(code: string, sentence: string): never {
 // ---- whose directory it is ----------------------------------------------------------------------------
 
 /**
- * Makes the journal's directory, and notes in one outside of the group's whose it is. Throws OperatorError when it is
- * another group's; IoError.
+ * Makes the journal's directory, and notes in one outside of the group's whose it is. `existing`: the group has been
+ * opened before, and may have been moved itself. Throws OperatorError when it is another group's; IoError.
  */
-export function claim(reactor: Reactor, options: PlaceOptions): void {
+export function claim(reactor: Reactor, options: PlaceOptions, existing: boolean): void {
   const { io } = reactor;
   const directory = journalDirectoryOf(options);
   mkdirs(io, directory);
   if (options.journalDirectory === undefined) return;
-  const note = `the journal of the group in ${options.directory}\n`;
+  const note = `${NOTE}${options.directory}\n`;
   const found = noteIn(io, directory);
   if (found === note) return;
-  if (found !== undefined) {
-    refuse('other-group', `group ${options.name}: ${directory} holds ${found.trim()}; give each group a journal.directory of its own (if that group is gone: remove the directory)`);
+  // Whether the segments are this group's, their headers say.
+  const gone = found?.startsWith(NOTE) === true && !exists(io, `${found.slice(NOTE.length).trimEnd()}/state.json`);
+  if (found !== undefined && !(existing && gone)) {
+    refuse('other-group', `group ${options.name}: ${directory} holds ${found.trim()}; give each group a journal.directory of its own. If that group is gone for good, remove the directory`);
   }
   replaceFile(io, directory, OWNER, new TextEncoder().encode(note));
 }
 
-function noteIn(io: Io, directory: string): string | undefined {
-  const fd = io.open(`${directory}/${OWNER}`, O.RDONLY | O.CLOEXEC, 0);
-  if (fd === -Errno.ENOENT) return undefined;
+function exists(io: Io, path: string): boolean {
+  const fd = io.open(path, O.RDONLY | O.CLOEXEC, 0);
   if (fd >= 0) io.close(fd);
+  return fd !== -Errno.ENOENT;
+}
+
+function noteIn(io: Io, directory: string): string | undefined {
+  if (!exists(io, `${directory}/${OWNER}`)) return undefined;
   return new TextDecoder().decode(readWholeFile(io, `${directory}/${OWNER}`, SCRATCH_BYTES));
 }
 

@@ -45,7 +45,7 @@ export interface RoundsHost {
 
 export class VolatileRounds {
   private finishing = false;
-  /** Layer files were written up to here. */
+  /** Layer files may have been written up to here. */
   private writtenLsn = 0;
 
   constructor(private readonly reactor: Reactor, private readonly host: RoundsHost) {}
@@ -56,7 +56,7 @@ export class VolatileRounds {
     this.reactor.again();
   }
 
-  /** A round of the destager has ended. */
+  /** A round of the destager has ended; or, at the start, an earlier process may have got so far. */
   written(lsn: number): void {
     this.writtenLsn = lsn;
     this.reactor.again();
@@ -96,8 +96,10 @@ export class VolatileRounds {
 
   /** As much as can be made durable is. What lies above `stable` on a secondary will be sent again. */
   finished(stable: number): boolean {
-    const { checkpointer, appliedLsn } = this.host;
-    return this.exact && (checkpointer.committedAt.lsn === appliedLsn || stable < appliedLsn);
+    const { checkpointer, destager, appliedLsn } = this.host;
+    if (checkpointer.committedAt.lsn === appliedLsn) return this.exact;
+    const waits = (busy: boolean, lsn: number): boolean => !busy || lsn > stable;
+    return stable < appliedLsn && waits(destager.busy, destager.sealedLsn) && waits(checkpointer.busy, checkpointer.capturedLsn);
   }
 
   /** Why a round does not end. */

@@ -170,6 +170,11 @@ export class Checkpointer {
     return this.state !== 'idle';
   }
 
+  /** What the checkpoint under way, or the last one, holds: everything below. */
+  get capturedLsn(): number {
+    return this.capture?.at.lsn ?? this.committedAt.lsn;
+  }
+
   /** What the slot says on the disk is being changed. */
   get committing(): boolean {
     return this.state === 'committing';

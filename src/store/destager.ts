@@ -103,6 +103,11 @@ export class Destager {
     return this.state !== 'idle';
   }
 
+  /** End of the round under way, or of the last one. */
+  get sealedLsn(): number {
+    return this.seal.lsn;
+  }
+
   /** Layer files may hold a part of what lies above the last round's end. */
   get writing(): boolean {
     return this.state === 'copying' || this.state === 'syncing' || this.state === 'retrying';

@@ -334,7 +334,7 @@ t.test('a durable journal lies in a directory of its own, and may be moved after
   rig.verify();
   rig.stop();
   host.journalPlace = { volatile: false, directory: '/third/journal/' };
-  t.match(rig.tryStart(), /move the files of \/other\/journal\/ there, or configure it as it was/);
+  t.match(rig.tryStart(), /move the files of \/other\/journal there, or configure it as it was/);
   host.crash('kill');
   disk.makeDirectories('/third/journal');
   for (const path of disk.paths('/other/journal')) if (path.includes('segment')) disk.rename(path, path.replace('other', 'third'));
@@ -350,8 +350,7 @@ t.test("another group's directory is refused for a journal, and nothing in it is
   const rig = volatileRig(t, 8);
   const { disk } = rig.host.node;
   disk.makeDirectories(JOURNAL);
-  const other = new Rig(9);
-  t.teardown(() => other.dispose());
+  disk.makeDirectories('/elsewhere/groups/x');
   const io = rig.host.node.start();
   const fd = io.open(`${JOURNAL}/owner`, 0o102, 0o600);
   new Uint8Array(io.memory).set(new TextEncoder().encode('the journal of the group in /elsewhere/groups/x\n'), 4096);
@@ -360,6 +359,37 @@ t.test("another group's directory is refused for a journal, and nothing in it is
   const paths = disk.paths(TMPFS);
   t.match(rig.tryStart(), /\/tmpfs\/g\/journal holds the journal of the group in \/elsewhere\/groups\/x; give each group a journal\.directory of its own/);
   t.same(disk.paths(TMPFS), paths);
+});
+
+t.test('a group that was moved itself keeps its journal, and another one cannot take it', async (t) => {
+  const rig = new Rig(9);
+  t.teardown(() => rig.dispose());
+  const { host } = rig;
+  const { disk } = host.node;
+  host.journalPlace = { volatile: false, directory: '/other/journal' };
+  rig.start();
+  rig.create('v', 4 * MIB);
+  t.equal(rig.ask('v', 'write', 0, 96 * KIB), 0);
+  rig.stop();
+  const owner = '/other/journal/owner';
+  const say = (words: string): void => {
+    const io = host.node.start();
+    const fd = io.open(owner, 0o1002, 0o600);
+    const bytes = new TextEncoder().encode(words);
+    new Uint8Array(io.memory).set(bytes, 4096);
+    io.pwrite(fd, 4096, bytes.length, 0);
+    host.node.crash('kill');
+  };
+  say('the journal of the group in /before/groups/g\n');
+  t.equal(rig.tryStart(), undefined, 'there is no group any more where the note says');
+  rig.verify();
+  rig.stop();
+  disk.makeDirectories('/before/groups/g');
+  const io = host.node.start();
+  io.open('/before/groups/g/state.json', 0o102, 0o600);
+  host.node.crash('kill');
+  say('the journal of the group in /before/groups/g\n');
+  t.match(rig.tryStart(), /holds the journal of the group in \/before\/groups\/g; give each group a journal\.directory of its own/);
 });
 
 // ---- two nodes ------------------------------------------------------------------------------------------
@@ -453,6 +483,26 @@ t.test('a volatile secondary calls durable what a checkpoint of it has, follows 
   b.crash('kill');
   b.acceptedLsn = lsn;
   t.match(two.start(b), REFUSED, 'and cannot be accepted: it would not be what its primary is');
+});
+
+t.test('a secondary that was killed, and stopped before it heard of its primary, does not take its disk for what the checkpoint says', async (t) => {
+  for (const settled of [false, true]) {
+    const two = new Two(t, 24, 'b');
+    const { a, b } = two;
+    two.write(8);
+    two.run(() => two.caughtUp);
+    if (settled) two.run(() => b.group.journal.durableLsn === b.group.position.lsn);
+    t.equal(b.group.journal.durableLsn === b.group.position.lsn, settled);
+    b.crash('kill');
+    a.crash('kill');
+    t.equal(two.start(b), undefined);
+    two.stop(b);
+    t.equal(b.stopNoted, settled);
+    b.crash('power');
+    const problem = two.start(b);
+    if (settled) t.equal(problem, undefined);
+    else t.match(problem, REFUSED);
+  }
 });
 
 t.test('a primary whose unknown data were accepted is not followed by a secondary that had followed it', async (t) => {
