@@ -28,6 +28,7 @@ import { NbdServer } from '../nbd/server.js';
 import type { Listener } from '../nbd/listener.js';
 import type { WalkerOptions } from '../store/walker.js';
 import { listening, tryAddresses } from './addresses.js';
+import { drainVolatile } from './followers.js';
 import { Links } from './links.js';
 import { takeFixedMemory } from './memory.js';
 
@@ -179,7 +180,8 @@ export class DataPath {
     // Writers that wait for a peer to make room would be waited for as long as the peer is away.
     for (const group of this.blocks.all()) group.beginClosing();
     const closeNbd = (then: () => void): void => (this.nbd === undefined ? then() : this.nbd.closeThen(then));
-    closeNbd(() => {
+    const drain = (then: () => void): void => drainVolatile(this.reactor, this.blocks.all(), this.links, this.log, then);
+    closeNbd(() => drain(() => {
       this.links.close();
       const groups = [...this.blocks.all()];
       let open = groups.length;
@@ -189,6 +191,6 @@ export class DataPath {
           if (--open === 0) done();
         });
       }
-    });
+    }));
   }
 }

@@ -9,14 +9,13 @@ import type { Test } from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { NodeBlocks } from '../../src/group/blocks.js';
 import { RequestKind } from '../../src/group/requests.js';
-import { GROUP, SimHost, SMALL } from './cluster.js';
-import type { Peering } from './cluster.js';
+import { GROUP, SMALL } from './cluster.js';
+import type { SimHost } from './cluster.js';
 import { TMPFS } from './disk.js';
 import { BLOCK, ZERO_BLOCK } from './model.js';
 import type { ModelEntry } from './model.js';
 import { Rig } from './rig.js';
 import { MIXED, Workload } from './workload.js';
-import { World } from './world.js';
 
 const SEEDS = process.env.TEST_SEED === undefined ? [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] : [Number(process.env.TEST_SEED)];
 const STATE = Rig.path('state.json');
@@ -133,8 +132,8 @@ t.test('a killed daemon goes on with everything that it had acknowledged', async
   rig.verify();
 });
 
-t.test('after a clean stop nothing is missing, though the journal is gone, and no epoch follows', async (t) => {
-  for (const how of ['power is lost', 'the directory is emptied'] as const) {
+for (const how of ['power is lost', 'the directory is emptied'] as const) {
+  t.test(`after a clean stop nothing is missing when ${how}, and no epoch follows`, async (t) => {
     const rig = volatileRig(t, 3);
     rig.start();
     rig.create('v', 4 * MIB);
@@ -152,8 +151,8 @@ t.test('after a clean stop nothing is missing, though the journal is gone, and n
     rig.host.crash('kill');
     t.equal(rig.tryStart(), undefined);
     rig.verify();
-  }
-});
+  });
+}
 
 t.test('without a clean stop a lost journal means that the group is not served, and the sentence says what to do', async (t) => {
   const rig = volatileRig(t, 4);
@@ -390,148 +389,4 @@ t.test('a group that was moved itself keeps its journal, and another one cannot 
   host.node.crash('kill');
   say('the journal of the group in /before/groups/g\n');
   t.match(rig.tryStart(), /holds the journal of the group in \/before\/groups\/g; give each group a journal\.directory of its own/);
-});
-
-// ---- two nodes ------------------------------------------------------------------------------------------
-
-const ADDRESS = { a: '10.0.0.1:7001', b: '10.0.0.2:7002' };
-const DIALS: Peering = { role: 'primary', peers: [{ node: 'b', address: ADDRESS.b }] };
-const WAITS: Peering = { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a' }] };
-
-class Two {
-  readonly world: World;
-  readonly a: SimHost;
-  readonly b: SimHost;
-  private readonly data: Workload;
-
-  constructor(t: Test, seed: number, inMemory: 'a' | 'b') {
-    this.world = new World({ seed });
-    t.teardown(() => this.world.dispose());
-    this.a = new SimHost(this.world, 'a', { ...SMALL, segments: 12 }, DIALS, 0);
-    this.b = new SimHost(this.world, 'b', { ...SMALL, segments: 12 }, WAITS, 1);
-    this[inMemory].volatile();
-    this.data = new Workload(this.a, this.world.random.fork(3));
-    this.start(this.b);
-    this.start(this.a);
-    const made = this.a.command({ op: 'create', group: GROUP, name: 'v', sizeBytes: 4 * MIB, wait: 'durable', waitSeconds: 10 });
-    this.run(() => made.ended);
-    this.run(() => this.caughtUp);
-  }
-
-  start(host: SimHost): string | undefined {
-    if (!host.start()) throw new Error(`${host.name} crashed at its start`);
-    return host.problem;
-  }
-
-  stop(host: SimHost): void {
-    let closed = false;
-    host.path!.close(() => (closed = true));
-    this.run(() => closed);
-    host.node.stop();
-    const idle = host as unknown as { forget(): void };
-    idle.forget();
-  }
-
-  run(until: () => boolean): void {
-    this.world.run(() => {
-      if (this.b.alive && this.b.path?.blocks.group(GROUP)?.hasContent === true) this.b.adopted();
-      return until();
-    }, { us: 120e6 });
-  }
-
-  get caughtUp(): boolean {
-    return this.b.group.hasContent && this.b.group.position.lsn === this.a.group.position.lsn && this.b.group.epochs.length === this.a.group.epochs.length;
-  }
-
-  write(count: number): void {
-    const device = [...this.a.model.state.devices.values()][0];
-    for (let i = 0; i < count; i++) {
-      let errno = -1;
-      this.a.client!.write(this.a.view(device)!, i * 16 * KIB, this.data.data(16 * KIB), false, (result) => (errno = result));
-      this.a.node.poke();
-      this.run(() => errno >= 0);
-      if (errno !== 0) throw new Error(`a write failed with ${errno}`);
-    }
-  }
-
-  verify(): void {
-    for (const host of [this.a, this.b]) new Workload(host, this.world.random.fork(7)).verifyAll();
-  }
-}
-
-t.test('a volatile secondary calls durable what a checkpoint of it has, follows on after a clean stop, and is refused after a power loss', async (t) => {
-  const two = new Two(t, 20, 'b');
-  const { a, b } = two;
-  two.write(8);
-  two.run(() => two.caughtUp);
-  const [link] = a.path!.links.status(GROUP);
-  t.ok(link.durable <= b.group.content.checkpointer.committedAt.lsn, 'its acks claim no more');
-  two.run(() => b.group.journal.durableLsn === b.group.position.lsn);
-  two.write(4);
-  two.stop(b);
-  b.crash('power');
-  t.equal(two.start(b), undefined);
-  two.run(() => two.caughtUp);
-  two.write(4);
-  two.run(() => two.caughtUp);
-  two.verify();
-  const { lsn } = b.group.content.checkpointer.committedAt;
-  b.crash('power');
-  const problem = two.start(b);
-  t.match(problem, REFUSED);
-  t.match(problem, /Build it anew from its primary/);
-  b.crash('kill');
-  b.acceptedLsn = lsn;
-  t.match(two.start(b), REFUSED, 'and cannot be accepted: it would not be what its primary is');
-});
-
-t.test('a secondary that was killed, and stopped before it heard of its primary, does not take its disk for what the checkpoint says', async (t) => {
-  for (const settled of [false, true]) {
-    const two = new Two(t, 24, 'b');
-    const { a, b } = two;
-    two.write(8);
-    two.run(() => two.caughtUp);
-    if (settled) two.run(() => b.group.journal.durableLsn === b.group.position.lsn);
-    t.equal(b.group.journal.durableLsn === b.group.position.lsn, settled);
-    b.crash('kill');
-    a.crash('kill');
-    t.equal(two.start(b), undefined);
-    two.stop(b);
-    t.equal(b.stopNoted, settled);
-    b.crash('power');
-    const problem = two.start(b);
-    if (settled) t.equal(problem, undefined);
-    else t.match(problem, REFUSED);
-  }
-});
-
-t.test('a primary whose unknown data were accepted is not followed by a secondary that had followed it', async (t) => {
-  for (const seed of [21, 22]) {
-    const two = new Two(t, seed, 'a');
-    const { a, b } = two;
-    two.write(seed === 21 ? 8 : 0);
-    if (seed === 21) two.run(() => two.caughtUp);
-    a.crash('power');
-    a.acceptedLsn = acceptableLsn(two.start(a));
-    a.crash('kill');
-    t.equal(two.start(a), undefined);
-    t.equal(a.group.role, 'primary');
-    const before = b.group.position;
-    two.run(() => a.path!.links.status(GROUP)[0].state === 'refused');
-    t.match(a.path!.links.status(GROUP)[0].reason, /different records|resync/);
-    t.same(b.group.position, before);
-  }
-});
-
-t.test('a volatile primary that is killed goes on with its secondary, in a lossless epoch', async (t) => {
-  const two = new Two(t, 23, 'a');
-  const { a, b } = two;
-  two.write(8);
-  a.crash('kill');
-  t.equal(two.start(a), undefined);
-  two.write(3);
-  two.run(() => two.caughtUp);
-  t.same(a.group.epochs.map((epoch) => epoch.lossless), [true, true]);
-  t.ok(b.group.stableLsn <= a.group.journal.durableLsn, 'the secondary makes final only what a checkpoint of the primary has');
-  two.verify();
 });
