@@ -5,6 +5,7 @@
 
 import { Command, CommanderError } from 'commander';
 import { VERSION } from '../base/version.js';
+import { registerAdoption } from './commands/adopt.js';
 import { registerAttachment } from './commands/attach.js';
 import { registerInspection } from './commands/inspect.js';
 import { registerAssigns } from './commands/assign.js';
@@ -47,6 +48,7 @@ export async function runCommandLine(argv: readonly string[], streams: Streams):
   registerAssigns(program, register);
   registerAttachment(program, register);
   registerReconciliation(program, register);
+  registerAdoption(program, register);
   // Started by `snapshot --freeze`; nobody's to type. The mount point is there for ps.
   program.command('freeze-watchdog <mountpoint>', { hidden: true })
     .requiredOption('--timeout <seconds>', 'thaw after this time')

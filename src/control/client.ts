@@ -13,7 +13,7 @@ import { VERSION } from '../base/version.js';
 import { ControlError } from './port.js';
 import {
   CursorEntry, CursorReleaseReply, DevicesReply, DrainReply, ErrorReply, FlushReply, ImportState, JournalRecord,
-  LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PositionReply, PromoteReply, SizesReply, VersionReply,
+  LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PositionReply, PromoteReply, SealReply, SizesReply, VersionReply,
 } from './schema.js';
 import type { Wait } from './schema.js';
 
@@ -109,6 +109,16 @@ export class ControlClient {
 
   clone(group: string, body: { source: string; name: string } & Waits): Promise<OperationReply> {
     return this.operate(group, 'clone', body);
+  }
+
+  /** `local` (VOLUME~NAME), sealed on every node, becomes VOLUME@name. */
+  adopt(group: string, body: { local: string; name: string; force?: boolean } & Waits): Promise<OperationReply> {
+    return this.operate(group, 'adopt', body);
+  }
+
+  /** Makes a local snapshot read-only; then, with `known`, notes its content digest. */
+  seal(group: string, body: { device: string; known?: { digest: string; sealedLsn: number }; undo?: boolean; force?: boolean }): Promise<SealReply> {
+    return this.call('POST', `${groupPath(group)}/seal`, body, SealReply, LONG_MS);
   }
 
   private operate(group: string, verb: string, body: Waits): Promise<OperationReply> {

@@ -12,7 +12,7 @@
 
 import type { CarryReplies, CarryRequest } from './carry.js';
 import type {
-  DevicesReply, ErrorKind, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PromoteReply, SizesReply, Wait,
+  DevicesReply, ErrorKind, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PromoteReply, SealReply, SizesReply, Wait,
 } from './schema.js';
 
 /** When to answer an operation. */
@@ -132,9 +132,34 @@ export interface CloneRequest extends Waiting {
   readonly name: string;
 }
 
+/** The sealed local snapshot `local`, of every node, becomes the snapshot VOLUME@name. */
+export interface AdoptRequest extends Waiting {
+  readonly op: 'adopt';
+  readonly group: string;
+  /** VOLUME~NAME. */
+  readonly local: string;
+  readonly name: string;
+  /** Disconnect its clients first. */
+  readonly force: boolean;
+}
+
 /** What becomes a marker. */
 export type OperationRequest =
-  | CreateRequest | SnapshotRequest | RestoreRequest | RefreshRequest | SyncRequest | ResizeRequest | RemoveRequest | RenameRequest | ProtectRequest | CloneRequest;
+  | CreateRequest | SnapshotRequest | RestoreRequest | RefreshRequest | SyncRequest | ResizeRequest | RemoveRequest | RenameRequest | ProtectRequest | CloneRequest | AdoptRequest;
+
+/** Makes a local snapshot read-only; then, with `known`, notes what its content digest is. */
+export interface SealRequest {
+  readonly op: 'seal';
+  readonly group: string;
+  /** VOLUME~NAME. */
+  readonly device: string;
+  /** The digest of what was sealed at this LSN of the local journal. */
+  readonly known: { readonly digest: string; readonly sealedLsn: number } | null;
+  /** Makes it writable again instead. */
+  readonly undo: boolean;
+  /** Disconnect its clients first. */
+  readonly force: boolean;
+}
 
 /** Makes a secondary the primary in a new epoch, after it applied all that it has. */
 export interface PromoteRequest {
@@ -232,7 +257,7 @@ export interface MetricsReply {
 }
 
 export type ControlRequest =
-  | OperationRequest | PromoteRequest | FlushRequest
+  | OperationRequest | SealRequest | PromoteRequest | FlushRequest
   | StatusRequest | DevicesRequest | SizesRequest | OperationsRequest | LinksRequest | LinkDropRequest | JournalRequest | MetricsRequest
   | CarryRequest;
 
@@ -248,6 +273,8 @@ export interface ControlReplies extends CarryReplies {
   rename: OperationReply;
   protect: OperationReply;
   clone: OperationReply;
+  adopt: OperationReply;
+  seal: SealReply;
   promote: PromoteReply;
   flush: FlushReply;
   status: NodeStatus;

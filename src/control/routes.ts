@@ -11,7 +11,7 @@ import { HttpError, usage } from './http.js';
 import { call, groupOf, Nothing, parse } from './route.js';
 import type { Params, Route } from './route.js';
 import {
-  CloneBody, CreateVolumeBody, DeviceOrSet, FlushBody, JournalQuery, Name, PromoteBody, ProtectBody, RefreshBody, RemoveQuery, RenameBody, ResizeBody, RestoreBody, SnapshotBody, SyncBody,
+  AdoptBody, CloneBody, CreateVolumeBody, DeviceOrSet, FlushBody, JournalQuery, Name, PromoteBody, ProtectBody, RefreshBody, RemoveQuery, RenameBody, ResizeBody, RestoreBody, SealBody, SnapshotBody, SyncBody,
 } from './schema.js';
 
 export const ROUTES: readonly Route[] = [
@@ -71,6 +71,14 @@ export const ROUTES: readonly Route[] = [
   {
     method: 'POST', path: '/v1/groups/:group/clone', body: true,
     action: (params, input) => call({ op: 'clone', group: groupOf(params), ...parse(CloneBody, input) }, 201),
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/adopt', body: true,
+    action: (params, input) => call({ op: 'adopt', group: groupOf(params), ...parse(AdoptBody, input) }, 201),
+  },
+  {
+    method: 'POST', path: '/v1/groups/:group/seal', body: true,
+    action: (params, input) => call({ op: 'seal', group: groupOf(params), ...parse(SealBody, input) }),
   },
   {
     method: 'DELETE', path: '/v1/groups/:group/devices/:device', body: false,

@@ -97,6 +97,18 @@ export const ProtectBody = z.strictObject({ device: DeviceOrSet, force, ...waiti
 /** POST /v1/groups/{group}/clone */
 export const CloneBody = z.strictObject({ source: Device, name: Name, ...waiting });
 
+/** POST /v1/groups/{group}/adopt: the sealed local snapshot VOLUME~NAME of every node becomes VOLUME@name. */
+export const AdoptBody = z.strictObject({ local: Device, name: Name, force, ...waiting });
+
+/** POST /v1/groups/{group}/seal, on each node: makes a local snapshot read-only; again, with `known`, notes the digest of its content. */
+export const SealBody = z.strictObject({
+  device: Device,
+  known: z.strictObject({ digest: z.string().regex(/^[0-9a-f]{32}$/, 'must be 32 hexadecimal digits'), sealedLsn: LsnNumber }).nullable().default(null),
+  /** Make it writable again instead. */
+  undo: z.boolean().default(false),
+  force,
+});
+
 /** DELETE /v1/groups/{group}/devices/{device}; a query, hence words. */
 export const RemoveQuery = z.strictObject({
   withSnapshots: z.stringbool().default(false),
@@ -176,6 +188,8 @@ export const DeviceEntry = z.object({
   continuity: z.string(),
   /** NBD connections that have it open, on this node. */
   clients: z.number().int(),
+  /** Of a local snapshot that is sealed; `digest` null: it was not noted yet. */
+  seal: z.object({ digest: z.string().nullable() }).optional(),
 });
 
 export const DevicesReply = z.object({ group: z.string(), lsn: z.number(), devices: z.array(DeviceEntry) });
@@ -250,6 +264,14 @@ export const MeteredSums = z.object({
   /** The longest single one. */
   longestUs: z.number(),
   last: MeteredEntry.nullable(),
+});
+
+export const SealReply = z.object({
+  device: DeviceEntry,
+  /** LSN in the local journal of the record that sealed it; 0 = it is not sealed. */
+  sealedLsn: z.number(),
+  /** Content digest (32 hexadecimal digits); null when it was not noted yet. */
+  digest: z.string().nullable(),
 });
 
 export const PromoteReply = z.object({
@@ -447,6 +469,7 @@ export type MeteredEntry = z.infer<typeof MeteredEntry>;
 export type MeteredSums = z.infer<typeof MeteredSums>;
 export type OperationsReply = z.infer<typeof OperationsReply>;
 export type OperationReply = z.infer<typeof OperationReply>;
+export type SealReply = z.infer<typeof SealReply>;
 export type PromoteReply = z.infer<typeof PromoteReply>;
 export type FlushReply = z.infer<typeof FlushReply>;
 export type LinkEntry = z.infer<typeof LinkEntry>;

@@ -15,7 +15,7 @@ import type { DataPath } from './datapath.js';
 import { journalPage } from './journal-page.js';
 import { operationMetrics, operationsReply } from './metering.js';
 import { operate } from './operate.js';
-import { isLocal, operateLocally } from './operate-local.js';
+import { isLocal, operateLocally, sealLocally } from './operate-local.js';
 import { deviceEntries, nodeStatus } from './status.js';
 
 type Reply = ControlReplies[keyof ControlReplies];
@@ -75,8 +75,12 @@ export class Commands {
       case 'rename':
       case 'protect':
       case 'clone':
+      case 'adopt':
         if (isLocal(request)) operateLocally(this.group(request.group), request, answer);
         else operate(this.primary(request.group), this.path.links, request, answer);
+        return;
+      case 'seal':
+        sealLocally(this.group(request.group), request, answer);
         return;
       case 'promote':
         this.promote(this.group(request.group), request.force, answer);

@@ -9,7 +9,7 @@
 import { unreachable } from '../base/assert.js';
 import { OperatorError } from '../base/errors.js';
 import { isLocalName, parseDeviceName } from '../base/names.js';
-import type { OperationRequest } from '../control/port.js';
+import type { OperationRequest, SealRequest } from '../control/port.js';
 import type { Group } from '../group/group.js';
 import type { LocalAnswer, LocalService } from '../group/localservice.js';
 import type { Answer } from './commands.js';
@@ -19,6 +19,7 @@ import { localEntry } from './status.js';
 export function isLocal(request: OperationRequest): boolean {
   switch (request.op) {
     case 'create':
+    case 'adopt':
       return false;
     case 'snapshot':
       return request.local === true || (request.source !== null && isLocalName(request.source));
@@ -83,10 +84,26 @@ function dispatch(local: LocalService, request: OperationRequest, waitUs: number
     case 'clone':
       throw refusal(`${request.source} is on this node only, and a volume is on every node: clone a snapshot ${parseDeviceName(request.source)?.volume ?? ''}@NAME instead`);
     case 'create':
+    case 'adopt':
       return;
     default:
       unreachable(request);
   }
+}
+
+/** Seals or unseals. On a primary or a secondary; throws OperatorError when the request is refused. */
+export function sealLocally(group: Group, request: SealRequest, answer: Answer): void {
+  const { local } = group;
+  if (local === undefined || !group.serving) throw new OperatorError('group/stopped', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
+  const replied: LocalAnswer = {
+    done: ({ device }) => {
+      if (device === undefined) answer.failed(new OperatorError('device/not-found', `${group.name}/${request.device} was removed meanwhile`));
+      else answer.done({ device: localEntry(group, device), sealedLsn: device.sealedLsn, digest: device.digest === '' ? null : device.digest });
+    },
+    failed: (error) => answer.failed(error),
+  };
+  if (request.undo) local.unseal(request.device, replied);
+  else local.seal(request.device, request.known ?? undefined, request.force, replied);
 }
 
 function refusal(sentence: string): OperatorError {

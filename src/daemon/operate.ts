@@ -10,6 +10,7 @@ import { unreachable } from '../base/assert.js';
 import { OperatorError } from '../base/errors.js';
 import type { OperationRequest, Waiting } from '../control/port.js';
 import type { OperationReply } from '../control/schema.js';
+import { planAdopt } from '../group/adoption.js';
 import type { Group } from '../group/group.js';
 import { planClone, planCreate, planProtect, planRefresh, planRemove, planRename, planResize, planRestore, planSnapshot, planSync } from '../group/operations.js';
 import type { Judged, Plan } from '../group/operations.js';
@@ -94,6 +95,8 @@ function planFor(group: Group, request: OperationRequest): Plan {
       return planProtect(judged, request.device, request.on, request.force);
     case 'clone':
       return harmless(planClone(judged, request.source, request.name));
+    case 'adopt':
+      return planAdopt(judged, content.local, request.local, request.name, request.force);
     default:
       return unreachable(request);
   }
@@ -103,6 +106,7 @@ function changedBy(operation: Operation): readonly number[] {
   switch (operation.op) {
     case 'create':
     case 'clone':
+    case 'adopt':
       return [operation.id];
     case 'snapshot':
       return operation.snapshots.map((one) => one.id);

@@ -31,6 +31,7 @@ export function localEntry(group: Group, device: LocalDevice): DeviceEntry {
   return {
     id: device.id, name: device.name, kind: 'local', parent: device.source, sizeBytes: device.sizeBytes, protected: false, set: null,
     creationLsn: device.followsLsn, creationTimeMs: device.createdMs, continuity: `local:${device.changedLsn}`, clients: group.exports.clientsOf(device.id),
+    ...(device.sealedLsn === 0 ? {} : { seal: { digest: device.digest === '' ? null : device.digest } }),
   };
 }
 

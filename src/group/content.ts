@@ -139,7 +139,8 @@ export class Content {
     this.local = new LocalContent(reactor, this.store, {
       directory: options.directory, groupId: options.groupId, bootId: options.bootId,
       segmentBytes: options.journal.segmentBytes, journalBytes: options.journal.segmentBytes * options.journal.maxSegments, syncUs: options.journal.syncUs,
-    });
+    }, () => ({ epochId: core.epoch!.id, lsn: this.appliedLsn }));
+    core.localSnapshots = this.local.adoption;
     this.destaged = lowWater;
     this.longestFileBytes = longestFileBytes(reactor.io, `${options.directory}/layers`);
     this.lastCheckpointUs = reactor.nowUs;

@@ -32,10 +32,19 @@ export interface CommitWatch {
   executed(operation: Operation, edit: Edit, at: At, was: Tree): void;
 }
 
+/** This node's local snapshots, as far as a marker concerns them (adoption.ts). */
+export interface LocalSnapshots {
+  problem(effect: AdoptEffect): string | undefined;
+  execute(effect: AdoptEffect, lsn: number): void;
+}
+type AdoptEffect = Extract<Effect, { kind: 'adopt' }>;
+
 export class Core {
   tree = Tree.empty;
   epochs: readonly EpochEntry[] = [];
   watch: CommitWatch | undefined;
+  /** Set once, before records are executed. */
+  localSnapshots: LocalSnapshots | undefined;
 
   constructor(private readonly arena: Arena, readonly store: Store) {}
 
@@ -130,6 +139,11 @@ export class Core {
     if (digest !== marker.digest) {
       return `${place} left the primary with tree digest ${marker.digest}, this node would get ${digest}: the trees differ`;
     }
+    // The one condition that is a node's own: then it stops, as with a tree that differs.
+    for (const effect of edit.effects) {
+      const problem = effect.kind === 'adopt' ? this.localSnapshots!.problem(effect) : undefined;
+      if (problem !== undefined) return `${place} cannot be executed: ${problem}`;
+    }
     if (operation.op === 'epoch') {
       this.pushEpoch({
         number: operation.number, id: operation.id, start: { lsn, chainHi: batch.chainHi(view, at), chainLo: batch.chainLo(view, at) },
@@ -171,6 +185,9 @@ export class Core {
         return;
       case 'remove':
         store.remove(effect.device, lsn);
+        return;
+      case 'adopt':
+        this.localSnapshots!.execute(effect, lsn);
         return;
       default:
         unreachable(effect);

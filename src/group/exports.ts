@@ -34,6 +34,8 @@ export interface LocalView {
   readonly sizeBytes: number;
   /** Clients may have it open. */
   readonly usable: boolean;
+  /** And write to it. */
+  readonly writable: boolean;
   readonly identity: string;
   readonly continuity: string;
   readonly description: string;
@@ -96,7 +98,7 @@ export class Exports {
       if (local.sizeBytes < view.sizeBytes) disconnect(view, `${view.exportName} was made smaller`);
       view.sizeBytes = local.sizeBytes;
       // Also on a secondary: its content is this node's own.
-      view.writable = host.serving;
+      view.writable = host.serving && local.writable;
       view.gone = !host.serving || !local.usable;
       view.notYet = local.usable ? undefined : 'it is being made or replaced and cannot be used yet; lockstep status says what it waits for';
       view.deviceIdentity = local.identity;

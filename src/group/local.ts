@@ -19,6 +19,7 @@ import { BLOCK_BYTES, isLocalDevice, LOCAL_STAMPS } from '../base/units.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Position } from '../journal/journal.js';
 import type { Store } from '../store/store.js';
+import { Adoption } from './adoption.js';
 import { LOCAL_JOURNAL_ARENA_BYTES, LocalJournal } from './localjournal.js';
 import type { LocalEntry, LocalJournalOptions } from './localjournal.js';
 import { EXTENT_COLUMNS } from './localrecord.js';
@@ -42,12 +43,15 @@ export class LocalContent {
   readonly spareBlocks: readonly [number, number];
   private queue: LocalEntry[] = [];
   private head = 0;
+  readonly adoption: Adoption;
   /** Requests being written through. */
   writesInFlight = 0;
   private released = false;
 
-  constructor(private readonly reactor: Reactor, private readonly store: Store, private readonly options: LocalJournalOptions) {
+  /** `position`: where the group stands, all below being executed. */
+  constructor(private readonly reactor: Reactor, private readonly store: Store, private readonly options: LocalJournalOptions, readonly position: () => Follows) {
     this.log = new LocalJournal(reactor, store.layers, options);
+    this.adoption = new Adoption(store, this);
     this.spareBlocks = [reactor.arena.alloc(BLOCK_BYTES), reactor.arena.alloc(BLOCK_BYTES)];
     assert(this.spareBlocks[1] >= 0, 'no arena room for local devices');
   }
@@ -69,6 +73,7 @@ export class LocalContent {
       // A checkpoint commits only what cannot be undone.
       for (const device of state.devices) this.tree.put({ ...device, ready: true });
     }
+    this.adoption.replaying();
     this.queue = this.log.recover(saved === undefined || state === undefined ? undefined : { at: saved.at, bootId: state.bootId }, suspect);
     this.head = 0;
     // Ids of what does not count are not used again either.
@@ -95,6 +100,7 @@ export class LocalContent {
     }
     this.queue = [];
     this.head = 0;
+    this.adoption.replayed(lsn, epochs);
     // So that a crash right after this start finds the same records to count.
     if (this.log.exists) this.log.settle(this.log.changedLsn);
   }
@@ -133,7 +139,7 @@ export class LocalContent {
         store.assign(id, source.id, stamp, frozenAt(source.id, stamp, follows));
         tree.put({
           id, name, volume, source: source.id, sizeBytes: source.sizeBytes, createdLsn: lsn, changedLsn: lsn, createdMs: wallMs,
-          followsLsn: follows?.lsn ?? 0, ready: follows === null,
+          followsLsn: follows?.lsn ?? 0, ready: follows === null, sealedLsn: 0, digest: '',
         });
         return;
       }
@@ -155,6 +161,19 @@ export class LocalContent {
         if (device !== undefined) tree.put({ ...device, ready: true });
         return;
       }
+      case 'seal': {
+        const device = tree.get(record.device);
+        if (device !== undefined) tree.put({ ...device, sealedLsn: lsn, digest: record.digest });
+        return;
+      }
+      case 'unseal': {
+        const device = tree.get(record.device);
+        if (device !== undefined) tree.put({ ...device, sealedLsn: 0, digest: '' });
+        return;
+      }
+      case 'adopted':
+        this.adoption.recorded(record.device);
+        return;
       case 'write':
         for (let i = 0; i < record.extents.length; i += EXTENT_COLUMNS) this.extent(record.extents, i, stamp);
         return;
@@ -209,7 +228,7 @@ function frozenAt(source: number, stamp: number, follows: Follows | null): numbe
 
 /** Whether the record is to be executed when the group stands at `lsn`. */
 function turnOf(record: LocalRecord, lsn: number, epochs: readonly EpochEntry[]): Turn {
-  const follows = record.op === 'snapshot' || record.op === 'assign' ? record.follows : null;
+  const follows = record.op === 'snapshot' || record.op === 'assign' || record.op === 'adopted' ? record.follows : null;
   if (follows === null) return 'now';
   const i = epochs.findIndex((epoch) => epoch.id === follows.epochId);
   if (i < 0) return 'later';

@@ -26,6 +26,11 @@ const snapshot = z.strictObject({
 });
 const assign = z.strictObject({ op: z.literal('assign'), target: localId, source: id, follows: follows.nullable(), wallMs: count });
 const remove = z.strictObject({ op: z.literal('remove'), device: localId });
+/** Nothing is written to the device from here on; with its content digest once that is known, '' before. */
+const seal = z.strictObject({ op: z.literal('seal'), device: localId, digest: z.string().regex(/^([0-9a-f]{32})?$/) });
+const unseal = z.strictObject({ op: z.literal('unseal'), device: localId });
+/** A marker made the device a replicated one: records behind this one are not executed before the marker. */
+const adopted = z.strictObject({ op: z.literal('adopted'), device: localId, follows });
 /** The group position that the device's content follows can not be undone any more: it may be used. */
 const ready = z.strictObject({ op: z.literal('ready'), device: localId });
 
@@ -39,7 +44,7 @@ const dropped = z.strictObject({ op: z.literal('dropped'), from: count, to: coun
 /** Opened under this boot of the kernel: as long as it is the same, the page cache has what was appended. */
 const opened = z.strictObject({ op: z.literal('opened'), bootId: z.string() });
 
-const LocalRecord = z.discriminatedUnion('op', [snapshot, assign, remove, ready, write, barrier, dropped, opened]);
+const LocalRecord = z.discriminatedUnion('op', [snapshot, assign, remove, ready, seal, unseal, adopted, write, barrier, dropped, opened]);
 export type LocalRecord = z.infer<typeof LocalRecord>;
 export type Follows = z.infer<typeof follows>;
 

@@ -107,7 +107,7 @@ export class LocalService {
     for (const device of content.local.tree.all()) {
       const usable = device.ready && !this.blocked.has(device.id);
       yield {
-        id: device.id, name: device.name, sizeBytes: device.sizeBytes, usable,
+        id: device.id, name: device.name, sizeBytes: device.sizeBytes, usable, writable: device.sealedLsn === 0,
         continuity: `local:${device.changedLsn}`, identity: `${content.options.groupId}:${node}:${device.id}`, description: `local snapshot of ${this.sourceName(device)}, on node ${node} only`,
       };
     }
@@ -177,6 +177,7 @@ export class LocalService {
   restore(targetName: string, sourceName: string | null, force: boolean, waitUs: number, answer: LocalAnswer): void {
     this.judged(answer, () => {
       const target = this.existing(targetName);
+      if (target.sealedLsn !== 0) throw new OperatorError('local/sealed', `${this.spell(target.name)} is sealed; if its content is to change: lockstep seal --undo ${this.spell(target.name)}`);
       const source = this.sourceOf(target, sourceName);
       this.takeFrom(target, force, 'is being restored');
       this.standingStill([target.id, source].filter(isLocalDevice), answer, () => {
@@ -191,6 +192,42 @@ export class LocalService {
       const device = this.existing(name);
       this.takeFrom(device, force, 'is being removed');
       this.standingStill([device.id], answer, () => this.perform(0, answer, () => ({ op: 'remove', device: device.id })), () => this.blocked.delete(device.id));
+    });
+  }
+
+  /**
+   * Nobody writes to a local device from here on. `known`: its content digest, computed since the seal at this local LSN.
+   * What is sealed already stays as it is.
+   */
+  seal(name: string, known: { readonly digest: string; readonly sealedLsn: number } | undefined, force: boolean, answer: LocalAnswer): void {
+    this.judged(answer, () => {
+      const device = this.existing(name);
+      if (!device.ready) throw new OperatorError('group/busy', `${this.spell(name)} cannot be used yet; try again in a moment`);
+      if (known !== undefined) {
+        if (device.digest === known.digest) return this.confirm(device, answer);
+        if (device.sealedLsn !== known.sealedLsn || device.digest !== '') throw new OperatorError('local/not-sealed', `${this.spell(name)} was unsealed meanwhile; seal it again: lockstep seal ${this.spell(name)}`);
+        return this.perform(0, answer, () => ({ op: 'seal', device: device.id, digest: known.digest }));
+      }
+      if (device.sealedLsn !== 0) return this.confirm(device, answer);
+      this.takeFrom(device, force, 'is being sealed');
+      this.standingStill([device.id], answer, () => this.perform(0, answer, () => ({ op: 'seal', device: device.id, digest: '' })), () => this.blocked.delete(device.id));
+    });
+  }
+
+  /** A sealed device may be written to again. */
+  unseal(name: string, answer: LocalAnswer): void {
+    this.judged(answer, () => {
+      const device = this.existing(name);
+      if (device.sealedLsn === 0) throw new OperatorError('local/not-sealed', `${this.spell(name)} is not sealed`);
+      this.perform(0, answer, () => ({ op: 'unseal', device: device.id }));
+      this.host.exports.update();
+    });
+  }
+
+  /** Answers with the device as it is, once that survives power loss. */
+  private confirm(device: LocalDevice, answer: LocalAnswer): void {
+    this.whenSettled(this.content.local.log.changedLsn, () => {
+      if (this.pending.delete(answer)) answer.done({ lsn: this.content.appliedLsn, device: this.tree.get(device.id), dataThreadUs: 0, notice: null });
     });
   }
 
@@ -223,6 +260,7 @@ export class LocalService {
     const volumeName = device !== undefined ? groups.get(device.volume)?.name ?? device.name : local!.name.split('~')[0];
     const spelled = `${volumeName}~${name}`;
     if (tree.find(spelled) !== undefined) throw this.exists(spelled);
+    if (this.content.local.adoption.isReserved(spelled, host.stableLsn)) throw new OperatorError('group/busy', `${this.spell(spelled)} was adopted, and that can still be undone, for the primary has not confirmed that it is durable there; try again in a moment, or choose another name`);
     if (tree.count >= MAX_LOCAL_DEVICES) throw new OperatorError('operation/too-large', `group ${host.name} has ${tree.count} local snapshots on this node, which is the limit; remove some of them first`);
     return { source: device?.id ?? local!.id, volume, spelled };
   }
@@ -313,7 +351,7 @@ export class LocalService {
     const record = make({ epochId: epoch.id, lsn }, io.wallMs());
     content.local.perform(record);
     const dataThreadUs = io.nowUs() - begun;
-    const id = record.op === 'snapshot' ? record.id : record.op === 'assign' ? record.target : 0;
+    const id = record.op === 'snapshot' ? record.id : record.op === 'assign' ? record.target : record.op === 'seal' || record.op === 'unseal' ? record.device : 0;
     const finish = (notice: string | null): void => {
       if (!this.pending.delete(answer)) return;
       answer.done({ lsn, device: this.tree.get(id), dataThreadUs, notice });

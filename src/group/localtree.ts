@@ -27,6 +27,10 @@ const device = z.strictObject({
   followsLsn: count,
   /** Whether it may be used: nothing that it was taken of can be undone. */
   ready: z.boolean(),
+  /** LSN in the local journal of the record that sealed it: nothing was written to it since; 0 = not sealed. */
+  sealedLsn: count,
+  /** Its content digest when it was sealed; '' = not known yet. */
+  digest: z.string(),
 });
 export type LocalDevice = z.infer<typeof device>;
 

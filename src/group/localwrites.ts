@@ -167,7 +167,9 @@ export class LocalWrites {
       requests.complete(slot, errno);
       return true;
     };
-    if (device === undefined || local.tree.get(device.id)?.ready !== true) return refuse(Errno.ESHUTDOWN);
+    const known = local.tree.get(requests.device[slot]);
+    if (device === undefined || known?.ready !== true) return refuse(Errno.ESHUTDOWN);
+    if (known.sealedLsn !== 0) return refuse(Errno.EPERM);
     if (offset + length > device.sizeBytes) return refuse(isWrite ? Errno.ENOSPC : Errno.EINVAL);
     const first = Math.floor(offset / BLOCK_BYTES);
     const end = Math.ceil((offset + length) / BLOCK_BYTES);

@@ -204,6 +204,7 @@ function devicesOf(operation: Operation): readonly number[] {
       return [];
     case 'create':
     case 'clone':
+    case 'adopt':
       return [operation.id];
     case 'snapshot':
       return operation.snapshots.map((one) => one.id);
@@ -237,6 +238,8 @@ function phraseOf(operation: Operation, was: Tree, now: Tree): string {
       return name(now, operation.id);
     case 'clone':
       return `${name(now, operation.id)} from ${name(now, operation.source)}`;
+    case 'adopt':
+      return `${name(now, operation.id)} from ${operation.local}`;
     case 'snapshot':
       return some(operation.snapshots, (one) => name(now, one.id));
     case 'assign':

@@ -70,7 +70,10 @@ const protect = z.strictObject({ op: z.literal('protect'), devices: z.array(id).
 /** A new volume with the content of another device; independent of it from then on. */
 const clone = z.strictObject({ op: z.literal('clone'), id, source: id, name });
 
-export const Operation = z.discriminatedUnion('op', [epoch, create, snapshot, assign, resize, remove, rename, protect, clone]);
+/** The local snapshot `local` of every node, whose content has this digest (base/content-digest.ts), becomes the snapshot `name` of `source`. */
+const adopt = z.strictObject({ op: z.literal('adopt'), id, source: id, name, local: z.string().min(1).max(129), digest: hex128, sizeBytes: z.number().int().positive().max(MAX_DEVICE_BYTES) });
+
+export const Operation = z.discriminatedUnion('op', [epoch, create, snapshot, assign, resize, remove, rename, protect, clone, adopt]);
 export type Operation = z.infer<typeof Operation>;
 export type EpochOperation = z.infer<typeof epoch>;
 export type Range = readonly [offset: number, length: number];

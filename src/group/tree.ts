@@ -46,7 +46,9 @@ export type Effect =
   /** `target` becomes what `source` is (DESIGN §4: the one primitive), in these ranges or, when there are none, as a whole. A new snapshot is a target, too. */
   | { readonly kind: 'assign'; readonly target: number; readonly source: number; readonly ranges: readonly Range[] }
   | { readonly kind: 'resize'; readonly device: number; readonly sizeBytes: number }
-  | { readonly kind: 'remove'; readonly device: number };
+  | { readonly kind: 'remove'; readonly device: number }
+  /** The new device becomes what this node's local snapshot `local` is, and that is no more (adoption.ts). */
+  | { readonly kind: 'adopt'; readonly device: number; readonly sizeBytes: number; readonly local: string; readonly digest: string };
 
 export interface Edit {
   readonly tree: Tree;

@@ -53,6 +53,13 @@ export function changeTree(draft: Draft, operation: Operation, at: At, effects: 
       );
       return addVolume(draft, operation.id, operation.name, source.sizeBytes, at);
     }
+    case 'adopt': {
+      const { id, name, local, digest, sizeBytes } = operation;
+      const source = draft.get(operation.source);
+      if (source === undefined) return `it makes a snapshot of device ${operation.source}, which does not exist`;
+      effects.push({ kind: 'adopt', device: id, sizeBytes, local, digest });
+      return addSnapshot(draft, id, name, source, sizeBytes, '', at);
+    }
     default:
       return unreachable(operation);
   }
@@ -77,15 +84,21 @@ function snapshot(draft: Draft, operation: Of<'snapshot'>, at: At, effects: Effe
   for (const one of operation.snapshots) {
     const source = draft.get(one.source);
     if (source === undefined) return `it snapshots device ${one.source}, which does not exist`;
-    if (one.id !== draft.next) return `it creates device ${one.id}, the next id is ${draft.next}`;
-    const device: Device = {
-      id: one.id, name: one.name, kind: 'snapshot', parent: source.id, volume: source.volume, sizeBytes: source.sizeBytes, protected: false,
-      createdLsn: at.lsn, createdMs: at.wallMs, changedLsn: at.lsn, set: operation.set, continuity: continuityAt(at),
-    };
-    if (draft.has(draft.nameOf(device))) return `there is a device named ${draft.nameOf(device)} already`;
-    draft.put(device);
-    effects.push({ kind: 'create', device: device.id, sizeBytes: device.sizeBytes }, { kind: 'assign', target: device.id, source: source.id, ranges: [] });
+    const problem = addSnapshot(draft, one.id, one.name, source, source.sizeBytes, operation.set, at);
+    if (problem !== undefined) return problem;
+    effects.push({ kind: 'create', device: one.id, sizeBytes: source.sizeBytes }, { kind: 'assign', target: one.id, source: source.id, ranges: [] });
   }
+  return undefined;
+}
+
+function addSnapshot(draft: Draft, id: number, name: string, source: Device, sizeBytes: number, set: string, at: At): string | undefined {
+  if (id !== draft.next) return `it creates device ${id}, the next id is ${draft.next}`;
+  const device: Device = {
+    id, name, kind: 'snapshot', parent: source.id, volume: source.volume, sizeBytes, protected: false,
+    createdLsn: at.lsn, createdMs: at.wallMs, changedLsn: at.lsn, set, continuity: continuityAt(at),
+  };
+  if (draft.has(draft.nameOf(device))) return `there is a device named ${draft.nameOf(device)} already`;
+  draft.put(device);
   return undefined;
 }
 

@@ -82,8 +82,9 @@ export class FakePort implements ControlPort {
 
   private readonly fallback = (request: ControlRequest): unknown => {
     switch (request.op) {
-      case 'create': case 'snapshot': case 'restore': case 'refresh': case 'sync': case 'resize': case 'rename': case 'protect': case 'clone': return operation(request.wait === 'applied' ? { waited: 'applied' } : {});
+      case 'create': case 'snapshot': case 'restore': case 'refresh': case 'sync': case 'resize': case 'rename': case 'protect': case 'clone': case 'adopt': return operation(request.wait === 'applied' ? { waited: 'applied' } : {});
       case 'remove': return operation({ device: null, devices: [] });
+      case 'seal': return { device: device({ kind: 'local' }), sealedLsn: request.undo ? 0 : 700, digest: request.undo ? null : 'ab'.repeat(16) };
       case 'promote': return { lsn: 5000, epoch: { number: 4, id: 'cd'.repeat(16), lossless: true }, notice: null };
       case 'flush': return { lsn: 900_000, upTo: request.upTo };
       case 'status': return nodeStatus();

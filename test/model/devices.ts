@@ -13,6 +13,9 @@ import type { Operation } from '../../src/group/record.js';
 
 export const BLOCK = 4096;
 
+/** Contents of local snapshots, which the stream does not tell, by their content digest. */
+export const adoptable = new Map<string, ReadonlyMap<number, unknown>>();
+
 export interface DeviceFacts {
   readonly id: number;
   readonly name: string;
@@ -89,6 +92,14 @@ export class Devices<B> {
     switch (operation.op) {
       case 'epoch':
         return;
+      case 'adopt': {
+        const source = devices.get(operation.source)!;
+        const { id, name, sizeBytes, digest } = operation;
+        const content = adoptable.get(digest) as ReadonlyMap<number, B> | undefined;
+        if (content === undefined) throw new Error(`the model knows no local snapshot with content digest ${digest}`);
+        this.put(source.with({ id, name, kind: 'snapshot', parent: source.id, sizeBytes, protected: false, set: '' }, content));
+        return;
+      }
       case 'create':
         this.put(newVolume(operation.id, operation.name, operation.sizeBytes));
         return;

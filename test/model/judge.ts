@@ -99,6 +99,8 @@ class Judgement {
 export function judge<B>(state: Devices<B>, request: OperationRequest, clientsOf: (id: number) => number, certain: (content: B) => boolean = () => true): Verdict {
   const j = new Judgement(state, clientsOf, 'force' in request && request.force);
   switch (request.op) {
+    case 'adopt':
+      throw new Error('the model has no local snapshots, and draws no adoption');
     case 'create':
       j.nameIsFree(request.name);
       return j.end(() => ({ op: 'create', id: state.nextId, name: request.name, sizeBytes: request.sizeBytes }));

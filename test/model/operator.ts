@@ -33,5 +33,7 @@ export function carryOut(control: ControlClient, request: OperationRequest): Pro
       return control.protect(group, request.on, { device: request.device, force: request.force });
     case 'clone':
       return control.clone(group, { source: request.source, name: request.name });
+    case 'adopt':
+      return control.adopt(group, { local: request.local, name: request.name, force: request.force });
   }
 }

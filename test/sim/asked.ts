@@ -104,7 +104,8 @@ export class Asked {
 
   /** A marker is about to change `before`: one of those under way has to be that. */
   marker(operation: Operation, before: ModelState): void {
-    if (operation.op === 'epoch' || !this.judging) return;
+    // An adoption depends on what is local to the node; who draws one judges it.
+    if (operation.op === 'epoch' || operation.op === 'adopt' || !this.judging) return;
     const wanted: unknown[] = [];
     for (const asked of this.open) {
       if (asked.executed) continue;

@@ -44,7 +44,7 @@ export class Sink extends Side<Result> {
   }
 
   protected async work(): Promise<Result> {
-    if (this.device.readOnly) throw new OperatorError('reconcile/read-only', `${this.device.name} is read-only there; reconcile writes to a local snapshot (VOLUME~NAME), or to a device of a primary`);
+    if (this.device.readOnly) throw new OperatorError('reconcile/read-only', `${this.device.name} is read-only there; reconcile writes to a local snapshot (VOLUME~NAME; if it is sealed: lockstep seal --undo), or to a device of a primary`);
     const total = subtreeCount(this.device.sizeBytes);
     for (let index = 0; index < total; index++) {
       await this.until(() => index < this.done + MAX_SUBTREES);

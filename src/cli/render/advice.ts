@@ -92,6 +92,8 @@ function adviseLink(group: GroupStatus, link: LinkEntry, problem: Say, note: Say
       note(`${name} is catching up, ${formatSize(link.lagBytes)} behind${because}`, '');
       break;
     case 'streaming':
+      // Why the peer receives and does not execute; of this node its own errors say it.
+      if (link.role === 'to' && link.reason !== '') problem(`${name}: ${link.reason}`, `do what that says on ${link.peer}; until then it keeps what it receives, and cannot be promoted`);
       if (link.lagSeconds > LONG_LAG_SECONDS) problem(`${name} is ${formatDuration(link.lagSeconds)} behind${because}`, `look for a slow network, or a slow disk on ${link.peer}`);
       break;
   }

@@ -59,7 +59,7 @@ function render(groups: readonly GroupDevices[], sized: boolean, rowsOf: (one: G
 
 /** `sizes`: own and shared bytes in words, by device id; a device that is younger than the count has none. */
 function cells(name: string, device: DeviceEntry, sizes: ReadonlyMap<number, readonly string[]> | undefined): string[] {
-  const marks = [...(device.kind === 'local' ? ['local'] : []), ...(device.protected ? ['protected'] : []), ...(device.set === null ? [] : [`set @${device.set}`])];
+  const marks = [...(device.kind === 'local' ? ['local'] : []), ...(device.seal === undefined ? [] : ['sealed']), ...(device.protected ? ['protected'] : []), ...(device.set === null ? [] : [`set @${device.set}`])];
   return [
     name, String(device.id), formatSize(device.sizeBytes), ...(sizes === undefined ? [] : (sizes.get(device.id) ?? ['-', '-'])),
     formatTime(device.creationTimeMs), String(device.creationLsn), String(device.clients), marks.join(', '),
