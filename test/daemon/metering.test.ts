@@ -2,7 +2,7 @@
 import t from 'tap';
 import { MIB } from '../../src/base/units.js';
 import type { JournalRecord, MeteredEntry } from '../../src/control/schema.js';
-import { usedHeaderBytes } from '../../src/journal/format.js';
+import { BATCH_HEADER_BYTES, usedHeaderBytes } from '../../src/journal/format.js';
 import { FRAME_HEADER_BYTES } from '../../src/replication/message.js';
 import { openDevice } from '../crash/clients.js';
 import { preparePair, waitCaughtUp } from '../harness/node.js';
@@ -23,7 +23,8 @@ async function metered(node: TestNode, lsn: number): Promise<MeteredEntry> {
 }
 
 async function markerAt(node: TestNode, lsn: number): Promise<JournalRecord> {
-  for await (const record of node.control.journal('g')) if (record.lsn === lsn) return record;
+  // From its own batch on: what lies before may be recycled while it is read.
+  for await (const record of node.control.journal('g', { from: lsn - BATCH_HEADER_BYTES })) if (record.lsn === lsn) return record;
   throw new Error(`no record at LSN ${lsn}`);
 }
 
