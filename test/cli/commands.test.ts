@@ -250,6 +250,12 @@ t.test('output that a reader takes late is whole, and output that cannot be writ
   t.match(full, { code: 1, stderr: /^lockstep: cannot write the output: ENOSPC[^\n]*\n$/ });
 });
 
+t.test('reconcile --serve says that it is not for people when there is no pipe', async (t) => {
+  const { run: cli, port } = await openCli(t, { terminal: true });
+  t.match(await cli('reconcile', 'g/vol', '--serve'), { code: 2, err: /it is started by: lockstep reconcile GROUP\/DEVICE --with COMMAND/ });
+  t.strictSame(port.calls, []);
+});
+
 t.test('a device list shows protection and clients', async (t) => {
   const { port, run } = await openCli(t);
   port.answers.devices = () => ({ group: 'g', lsn: 5, devices: [device({ protected: true, clients: 3 })] });

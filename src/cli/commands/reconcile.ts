@@ -86,8 +86,8 @@ async function send(context: Context, device: NbdDevice, channel: Channel): Prom
 }
 
 async function serve(context: Context, options: ReconcileOptions, exportName: string): Promise<void> {
-  const pipe = context.streams.takePipe?.();
-  if (pipe === undefined) throw new OperatorError('usage', '--serve speaks over standard input and output, and there is none here');
+  const pipe = context.streams.terminal ? undefined : context.streams.takePipe?.();
+  if (pipe === undefined) throw new OperatorError('usage', '--serve speaks with another lockstep over standard input and output; it is started by: lockstep reconcile GROUP/DEVICE --with COMMAND');
   const [group, device] = exportName.split('/');
   const channel = new Channel(pipe.input, pipe.output);
   let opened: NbdDevice;
