@@ -34,7 +34,7 @@ const GROUP_OPTIONS = {
 } as const;
 const MIX = { reads: 0.2, flushes: 0.05, largestWrite: 256 * KIB };
 const DRAW_LIMITS = { ...LIMITS, devices: 10, volumes: 3, largestDevice: 9 * GIB };
-const OPERATIONS = 0.22;
+const OPERATIONS = 0.35;
 const MAX_IN_FLIGHT = 12;
 const MAX_CONNECTIONS = 6;
 /** The group cannot do anything now: says nothing about the request. */
@@ -118,7 +118,8 @@ export class RealRun {
     }
     const device = drawDevice(random, devices)!;
     if (random.chance(0.04)) await this.disconnect(device.id);
-    else await this.request(device);
+    // What a client does in a row is one step.
+    else for (let i = random.between(1, 6); i > 0; i--) await this.request(device);
     while (this.requests.size >= MAX_IN_FLIGHT) await Promise.race(this.requests);
   }
 
