@@ -29,7 +29,7 @@ export interface CarryStream {
 
 /** A stream that has nothing to say gives a sign of life so often: a pipe that has gone is noticed by writing to it. */
 const BEAT_SECONDS = 1;
-/** How often an import tells its position. */
+/** How often an import tells its position, and finds out that its client has gone. */
 const TELL_MS = 500;
 
 /** Resolves when the stream has ended, by its end, the reader or an error. */
@@ -78,12 +78,9 @@ export async function receiveImport(request: IncomingMessage, response: ServerRe
   const cut = (): void => void request.destroy();
   stream.closing.addEventListener('abort', cut);
 
-  let told = '';
+  // Also when nothing has changed: while a push waits nothing is read, and only a write finds out that the client has gone.
   const tell = (state: ImportState): void => {
-    const line = JSON.stringify(state);
-    if (line === told || response.writableNeedDrain) return;
-    told = line;
-    response.write(`${line}\n`);
+    if (!response.writableNeedDrain) response.write(`${JSON.stringify(state)}\n`);
   };
   response.writeHead(200, { 'content-type': 'application/x-ndjson' });
   tell(opened.state);

@@ -6,7 +6,7 @@ import t from 'tap';
 import type { Test } from 'tap';
 import { ControlError } from '../../src/control/port.js';
 import type { ControlRequest } from '../../src/control/port.js';
-import { device, group, link, nodeStatus, operation, record } from '../control/fake-port.js';
+import { device, group, link, nodeStatus, operation, POSITION, record } from '../control/fake-port.js';
 import { run } from '../harness/process.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 import { openCli, runCli } from './harness.js';
@@ -64,6 +64,10 @@ const COMMANDS: readonly [readonly string[], ControlRequest, RegExp][] = [
   [['list'], { op: 'status' }, /^NAME .*\ng\/vol /],
   [['status'], { op: 'status' }, /^alpha {2}lockstepd 0\.1\.0/],
   [['status', 'g'], { op: 'status' }, /^group g {2}PRIMARY {2}all is well\n/],
+  [['journal', 'position', 'g'], { op: 'position', group: 'g' }, /^(ab){16}:900000:0123456789abcdef$/],
+  [['journal', 'ack', 'g', 'tape', POSITION], { op: 'cursorAck', group: 'g', cursor: 'tape', position: { epochId: 'ab'.repeat(16), lsn: 900_000, chainHi: 0x01234567, chainLo: 0x89abcdef } }, /^cursor tape of g stands at LSN 900000, 0 B behind$/],
+  [['journal', 'release', 'g', 'tape'], { op: 'cursorRelease', group: 'g', cursor: 'tape' }, /^released cursor tape of g: 1 MiB of journal are no longer kept for it \(from LSN 880000\)$/],
+  [['drain', 'g', '--timeout', '9'], { op: 'drain', group: 'g', waitSeconds: 9 }, /^g: everything up to LSN 900000 is confirmed by all links and cursors$/],
   [['journal', 'dump', 'g', '--from', '5', '--to', '250'], { op: 'journal', group: 'g', from: 5, to: 250, limit: 512 }, /LSN .*\n +100 +3 +write +1 +400 +4096/],
 ];
 
@@ -85,7 +89,7 @@ t.test('with --json every command prints one JSON value per line, before or afte
       const result = await run(...line);
       t.equal(result.code, 0);
       const values = result.out.trim().split('\n').map((text) => JSON.parse(text) as unknown);
-      t.equal(values.length, argv[0] === 'journal' ? 2 : 1, line.join(' '));
+      t.equal(values.length, argv[1] === 'dump' ? 2 : 1, line.join(' '));
     }
   }
   t.strictSame(JSON.parse((await run('--json', 'create', 'g/v', '4096')).out), operation());

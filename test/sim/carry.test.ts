@@ -6,7 +6,12 @@
  * LOCKSTEP_SIM_RUNS=N runs N seeds, TEST_SEED=N that one.
  */
 import t from 'tap';
+import type { ExportPart, ImportOpened } from '../../src/control/carry.js';
+import type { ControlRequest } from '../../src/control/port.js';
+import type { DrainReply } from '../../src/control/schema.js';
+import { ALONE, GROUP, SimHost, SMALL } from './cluster.js';
 import { PairRun } from './pair.js';
+import { World } from './world.js';
 
 const RUNS = Number(process.env.LOCKSTEP_SIM_RUNS ?? 25);
 const FIRST = process.env.TEST_SEED === undefined ? undefined : Number(process.env.TEST_SEED);
@@ -24,4 +29,77 @@ t.test('two nodes that are joined by a pipe stay equal over crashes of all that 
   t.ok(sums.compared > 0);
   if (FIRST !== undefined || RUNS < 20) return;
   for (const [name, count] of Object.entries(sums)) t.ok(count > 0, `${name}: ${count}`);
+});
+
+/** A primary that links to a secondary, and its third node without a link. */
+function three(t: { teardown(action: () => void): void }): { world: World; a: SimHost; b: SimHost; c: SimHost; ask: (host: SimHost, request: ControlRequest) => unknown } {
+  const world = new World({ seed: 1 });
+  t.teardown(() => world.dispose());
+  const [addressA, addressB] = ['10.0.0.1:10901', '10.0.0.2:10902'];
+  const a = new SimHost(world, 'a', SMALL, { ...ALONE, listen: addressA, peers: [{ node: 'b', address: addressB }] }, 0);
+  const b = new SimHost(world, 'b', SMALL, { role: 'secondary', listen: addressB, peers: [{ node: 'a', address: addressA }] }, 1);
+  const c = new SimHost(world, 'c', SMALL, { role: 'secondary', peers: [] }, 2);
+  for (const host of [a, b, c]) host.stableLimit = () => Infinity;
+  const ask = (host: SimHost, request: ControlRequest): unknown => {
+    const outcome = host.command(request);
+    world.run(() => {
+      for (const one of [b, c]) if (one.path?.blocks.group(GROUP)?.hasContent === true) one.adopted();
+      return outcome.ended;
+    }, { us: 60e6 });
+    if (outcome.error !== undefined) throw outcome.error as Error;
+    return outcome.reply;
+  };
+  return { world, a, b, c, ask };
+}
+
+const CREATE = { op: 'create', group: GROUP, name: 'v', sizeBytes: 1024 * 1024, wait: 'applied', waitSeconds: 10 } as const;
+
+t.test('nothing is imported beside a connected primary, and a link that connects ends an import', async (t) => {
+  const { world, a, b, ask } = three(t);
+  a.start();
+  b.start();
+  ask(a, CREATE);
+  t.throws(() => ask(b, { op: 'importOpen', group: GROUP }), { code: 'import/linked', message: /node a sends group g over a link already/ });
+  world.network.partition('a', 'b');
+  world.run(() => b.path!.links.connectedPrimary(GROUP) === undefined, { us: 60e6 });
+  const { session } = ask(b, { op: 'importOpen', group: GROUP }) as ImportOpened;
+  const { bytes } = ask(a, { op: 'exportOpen', group: GROUP, cursor: 'x', from: null }) as ExportPart;
+  ask(b, { op: 'importPush', session, bytes });
+  world.network.heal('a', 'b');
+  world.run(() => b.path!.links.connectedPrimary(GROUP) !== undefined, { us: 60e6 });
+  const { bytes: more } = ask(a, { op: 'exportPage', group: GROUP, cursor: 'x', place: (ask(a, { op: 'exportOpen', group: GROUP, cursor: 'x', from: null }) as ExportPart).place, to: null, waitSeconds: 1 }) as ExportPart;
+  t.throws(() => ask(b, { op: 'importPush', session, bytes: more }), { code: 'import/linked' });
+});
+
+t.test('a secondary of a link is exported from, and drain waits for links and cursors, and says who is behind', async (t) => {
+  const { world, a, b, c, ask } = three(t);
+  a.start();
+  b.start();
+  c.start();
+  ask(a, CREATE);
+  // A secondary learns by and by what its primary has made durable.
+  world.run(() => b.group.stableLsn === a.group.position.lsn, { us: 60e6 });
+  const open = ask(b, { op: 'exportOpen', group: GROUP, cursor: 'chain', from: null }) as ExportPart;
+  const { session } = ask(c, { op: 'importOpen', group: GROUP }) as ImportOpened;
+  ask(c, { op: 'importPush', session, bytes: open.bytes });
+  let { place } = open;
+  for (let end = false; !end;) {
+    const part = ask(b, { op: 'exportPage', group: GROUP, cursor: 'chain', place, to: open.durable, waitSeconds: 1 }) as ExportPart;
+    ask(c, { op: 'importPush', session, bytes: part.bytes });
+    ({ place, end } = part);
+  }
+  t.match(ask(c, { op: 'importEnd', session }), { whole: true, from: 'b', receivedLsn: open.durable });
+  c.compareTree();
+  t.equal(c.group.tree.count, 1);
+
+  const late = ask(b, { op: 'drain', group: GROUP, waitSeconds: 0.1 }) as DrainReply;
+  t.match(late, { drained: false, behind: [/^cursor chain has been acknowledged up to LSN 0$/] });
+  b.crash('kill');
+  const alone = ask(a, { op: 'drain', group: GROUP, waitSeconds: 0.1 }) as DrainReply;
+  // What it confirmed before it went counts.
+  t.match(alone, { drained: true });
+  ask(a, { ...CREATE, name: 'w', wait: 'durable' });
+  t.match(ask(a, { op: 'drain', group: GROUP, waitSeconds: 0.1 }), { drained: false, behind: [/^link b has made durable up to LSN \d+ and applied up to LSN \d+ \(/] });
+  b.start();
+  t.match(ask(a, { op: 'drain', group: GROUP, waitSeconds: 60 }), { drained: true, behind: [] });
 });
