@@ -44,9 +44,22 @@ interface Open {
   readonly done: (errno: number) => void;
 }
 
+/** A question for the allocation of a range that is under way. */
+interface Status {
+  readonly device: number;
+  readonly offset: number;
+  readonly length: number;
+  /** Something changed the range meanwhile. */
+  changed: boolean;
+}
+
+/** Extents asked for at a time: few, so that the answer may end early. */
+const EXTENTS = 8;
+
 export class SimClient {
   private readonly owner: number;
   private readonly open = new Map<number, Open>();
+  private readonly statuses = new Set<Status>();
   /** Behind the last record of an acknowledged change. */
   private acknowledgedEnd = 0;
   /** Answers so far, by errno. */
@@ -82,6 +95,36 @@ export class SimClient {
 
   flush(view: DeviceView, done: (errno: number) => void = () => undefined): boolean {
     return this.submit(view, { kind: 'flush', offset: 0, length: 0, fua: false, data: undefined }, done);
+  }
+
+  /** Asks what is allocated; the answer is checked when it comes. */
+  status(view: DeviceView, offset: number, length: number): void {
+    const status: Status = { device: view.id, offset, length, changed: false };
+    const out = new Float64Array(2 * EXTENTS);
+    this.statuses.add(status);
+    this.blocks.extents(view, offset, length, out, (count) => {
+      this.statuses.delete(status);
+      this.answers.set(Math.max(0, -count), (this.answers.get(Math.max(0, -count)) ?? 0) + 1);
+      if (count >= 0) this.checkStatus(status, out.subarray(0, 2 * count));
+    });
+  }
+
+  /** A hole is where nothing is, and the answer covers something. */
+  private checkStatus({ device, offset, length, changed }: Status, pairs: Float64Array): void {
+    const words = `the allocation of ${offset}+${length} of device ${device} was told as ${pairs.join(' ')}`;
+    const held = this.model.state.devices.get(device);
+    let at = offset;
+    for (let i = 0; i < pairs.length; i += 2) {
+      const end = at + pairs[i];
+      if (end <= at || end > offset + length) throw new Error(`${words}, which is not within the range`);
+      if (pairs[i + 1] !== 0 && !changed && held !== undefined) {
+        for (const [block, content] of held.blocks) {
+          if ((block + 1) * BLOCK > at && block * BLOCK < end && !isZeros(content)) throw new Error(`WRONG HOLE: ${words}, block ${block} holds data`);
+        }
+      }
+      at = end;
+    }
+    if (at === offset) throw new Error(`${words}, which says nothing`);
   }
 
   private submit(
@@ -208,6 +251,7 @@ export class SimClient {
 
   /** What reads under way may return from before the record. */
   private keepVersions(record: ModelRecord, before: ModelState): void {
+    for (const status of this.statuses) status.changed ||= record.kind === 'marker' || (record.device === status.device && overlaps(record, status));
     for (const request of this.open.values()) {
       if (request.kind !== 'read' || request.gone || request.versions.length > 0) continue;
       if (record.kind === 'marker' || (record.device === request.device && overlaps(record, request))) {
@@ -257,7 +301,7 @@ function holds(device: ModelDevice, offset: number, bytes: Uint8Array): boolean 
   return true;
 }
 
-function overlaps(record: Exclude<ModelRecord, { kind: 'marker' }>, request: Open): boolean {
+function overlaps(record: Exclude<ModelRecord, { kind: 'marker' }>, request: { readonly offset: number; readonly length: number }): boolean {
   const start = record.first * BLOCK;
   const end = start + (record.kind === 'data' ? record.blocks.length : record.count) * BLOCK;
   return start < request.offset + request.length && end > request.offset;

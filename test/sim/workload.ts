@@ -93,7 +93,8 @@ export class Workload {
     const one = drawRequest(this.random, device.sizeBytes, this.options);
     switch (one.kind) {
       case 'read':
-        client.read(view, one.offset, one.length);
+        if (this.random.chance(0.15)) client.status(view, one.offset, Math.min(device.sizeBytes - one.offset, this.random.pick([one.length, 0xfffff000])));
+        else client.read(view, one.offset, one.length);
         return;
       case 'flush':
         client.flush(view);
