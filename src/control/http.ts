@@ -117,7 +117,7 @@ async function readBody(request: IncomingMessage, limitBytes: number, tooLarge: 
 /** Rejects when the request has not arrived whole in time; never resolves. */
 function late(request: IncomingMessage, limitMs: number): Promise<never> {
   return new Promise((_resolve, reject) => {
-    const timer = setTimeout(() => reject(usage('the request did not arrive in time', 408, 'request/timeout')), limitMs);
+    const timer = setTimeout(() => reject(usage('the request did not arrive in time', 408, 'request/timeout')), limitMs).unref();
     request.once('close', () => clearTimeout(timer));
     request.once('end', () => clearTimeout(timer));
   });

@@ -103,4 +103,8 @@ function groupSamples(samples: MetricSample[], group: GroupStatus): void {
     counter('link_wire_bytes_total', 'Bytes sent and received', link.wireBytes, peer);
     counter('link_reconnects_total', 'Reconnects', link.reconnects, peer);
   }
+  for (const { name: cursor, behindBytes, retainedBytes } of group.cursors) {
+    gauge('cursor_behind_bytes', 'Appended and not acknowledged by this reader of the journal', behindBytes, { cursor });
+    gauge('cursor_retained_bytes', 'Journal that is otherwise free and kept from this cursor on', retainedBytes, { cursor });
+  }
 }

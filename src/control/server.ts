@@ -112,6 +112,8 @@ export class ControlServer {
   }
 
   private async handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    // A body that nobody reads must not keep the connection.
+    if (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0) response.shouldKeepAlive = false;
     const { route, params, query } = matchRoute(request.method ?? '', request.url ?? '');
     response.once('finish', () => this.metrics.countRequest(`${route.method} ${route.path}`, response.statusCode));
     const action = route.action(params, route.body ? await readJson(request, this.limits) : query);

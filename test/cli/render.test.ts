@@ -4,7 +4,7 @@ import { adviseGroup } from '../../src/cli/render/advice.js';
 import { renderList, renderTree } from '../../src/cli/render/devices.js';
 import { renderGroup, renderStatus } from '../../src/cli/render/status.js';
 import { COLOURED, PLAIN, bar, formatDuration, table } from '../../src/cli/render/words.js';
-import { CREATED_MS, device, group, link, nodeStatus } from '../control/fake-port.js';
+import { CREATED_MS, cursor, device, group, importState, link, nodeStatus } from '../control/fake-port.js';
 
 t.test('a healthy primary', async (t) => {
   t.equal(`\n${renderStatus(nodeStatus(), CREATED_MS + 90 * 60_000, PLAIN)}\n`, `
@@ -134,4 +134,16 @@ t.test('durations, bars and tables', async (t) => {
   t.equal(bar(500, 100, 4), '[####] 100%');
   t.equal(table(['A', 'LONG'], [['xxx', '1'], ['y', '22']], [1]), 'A    LONG\nxxx     1\ny      22');
   t.match(renderGroup(group({ errors: ['x'] }), COLOURED), '\x1b[1;31m1 PROBLEM\x1b[0m');
+});
+
+t.test('cursors and an import are shown with what they keep, and a journal that one of them fills with how to give it up', async (t) => {
+  const one = group({
+    links: [], cursors: [cursor({ lsn: 700_000, behindBytes: 200_000, retainedBytes: 3 * 2 ** 20 })], import: importState({ full: true }),
+    journal: { ...group().journal, stalled: 'the journal is full because cursor tape still needs it from LSN 700000; writers wait' },
+  });
+  const text = renderGroup(one, PLAIN);
+  t.match(text, /cursor {4}tape {2}acknowledged up to LSN 700000, 195\.3 KiB behind; keeps 3 MiB of journal that is otherwise free/);
+  t.match(text, /import {4}from alpha, received up to LSN 900000; takes nothing now: the journal of this node is full/);
+  t.match(text, /=> let the export of cursor tape go on, or give it up: lockstep journal release g tape/);
+  t.notMatch(text, /not replicated/);
 });

@@ -52,7 +52,7 @@ export function adviseGroup(group: GroupStatus): Advice[] {
     const drop = holding.length === 0 ? release : `mend the link, or give it up: ${holding.map((link) => `lockstep link drop ${group.name} ${link.peer}`).join(' or ')}`;
     problem(group.journal.stalled, drop);
   } else if (group.journal.usedBytes > JOURNAL_HIGH * group.journal.sizeBytes) {
-    problem(`the journal is ${Math.floor((100 * group.journal.usedBytes) / group.journal.sizeBytes)}% full; writers wait when it is full`, 'mend the link that is behind, write less, or configure a larger journal.size');
+    problem(`the journal is ${Math.floor((100 * group.journal.usedBytes) / group.journal.sizeBytes)}% full; writers wait when it is full`, `mend the link${group.cursors.some((one) => one.retainedBytes > 0) ? ' or the export' : ''} that is behind, write less, or configure a larger journal.size`);
   }
   if (group.store.admission !== 'open') {
     problem(group.store.admission, `free space on the data directory's file system (now ${formatSize(group.store.freeBytes)} free), or remove snapshots`);
