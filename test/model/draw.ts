@@ -253,7 +253,7 @@ export function drawPlace(random: Random, sizeBytes: number, length: number): nu
   let at: number;
   if (roll < 0.4) at = random.below(64) * BLOCK;
   else if (roll < 0.5) at = last;
-  else if (sizeBytes >= LARGE) at = random.pick(LEAVES.filter((leaf) => leaf < leaves)) * LEAF + (roll < 0.75 ? -random.below(length + 1) : random.below(64) * BLOCK);
+  else if (sizeBytes >= LARGE) at = random.pick(LEAVES.filter((leaf) => leaf < leaves)) * LEAF + (roll < 0.75 ? -random.below(length + 1) : random.chance(0.3) ? 0 : random.below(64) * BLOCK);
   else if (roll < 0.65) at = LEAF * random.between(1, Math.max(1, Math.floor(leaves))) - random.below(length + 1);
   else at = random.below(last + 1);
   return Math.max(0, Math.min(at, last));

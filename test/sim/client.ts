@@ -53,9 +53,6 @@ interface Status {
   changed: boolean;
 }
 
-/** Extents asked for at a time: few, so that the answer may end early. */
-const EXTENTS = 8;
-
 export class SimClient {
   private readonly owner: number;
   private readonly open = new Map<number, Open>();
@@ -97,10 +94,10 @@ export class SimClient {
     return this.submit(view, { kind: 'flush', offset: 0, length: 0, fua: false, data: undefined }, done);
   }
 
-  /** Asks what is allocated; the answer is checked when it comes. */
-  status(view: DeviceView, offset: number, length: number): void {
+  /** Asks what is allocated; the answer, of at most `most` extents, is checked when it comes. */
+  status(view: DeviceView, offset: number, length: number, most = 8): void {
     const status: Status = { device: view.id, offset, length, changed: false };
-    const out = new Float64Array(2 * EXTENTS);
+    const out = new Float64Array(2 * most);
     this.statuses.add(status);
     this.blocks.extents(view, offset, length, out, (count) => {
       this.statuses.delete(status);

@@ -33,6 +33,9 @@ const FEW_PIECES = 16;
 /** Places of a large device that are read although the model says zero. */
 const ZERO_PLACES = 8;
 
+/** Longest range of one question for block status. */
+const MOST_STATUS = 0xfffff000;
+
 export class Workload {
   private nextData = 1;
   steps = 0;
@@ -64,7 +67,7 @@ export class Workload {
     const { state } = host.model;
     if (state.devices.size === 0 || random.chance(options.operations)) {
       const request = drawOperation(random, state, GROUP, options.limits);
-      if (request !== undefined) this.perform(request);
+      if (request !== undefined) this.perform(request, random.chance(0.4));
     } else {
       const device = drawDevice(random, [...state.devices.values()]);
       if (random.chance(0.02)) this.comeOrGo(device!);
@@ -73,8 +76,12 @@ export class Workload {
     host.node.poke();
   }
 
-  private perform(request: OperationRequest): void {
+  /** `amid`: requests to the device are under way when the operation comes. */
+  private perform(request: OperationRequest, amid: boolean): void {
     this.operations++;
+    const named = 'device' in request ? request.device : 'target' in request ? request.target : null;
+    const device = amid && named !== null ? this.host.model.state.find(named) : undefined;
+    for (let i = 0; device !== undefined && i < 4; i++) this.request(device);
     this.running.push(this.host.command(request));
     if (this.running.length > 64) this.running = this.running.filter((one) => !one.ended);
   }
@@ -93,7 +100,7 @@ export class Workload {
     const one = drawRequest(this.random, device.sizeBytes, this.options);
     switch (one.kind) {
       case 'read':
-        if (this.random.chance(0.15)) client.status(view, one.offset, Math.min(device.sizeBytes - one.offset, this.random.pick([one.length, 0xfffff000])));
+        if (this.random.chance(0.2)) client.status(view, one.offset, Math.min(device.sizeBytes - one.offset, this.random.pick([one.length, MOST_STATUS])));
         else client.read(view, one.offset, one.length);
         return;
       case 'flush':
@@ -125,6 +132,8 @@ export class Workload {
     const { host } = this;
     const work: { device: ModelDevice; offset: number; length: number }[] = [];
     for (const device of host.model.state.devices.values()) {
+      const view = host.view(device);
+      if (view !== undefined) host.client?.status(view, 0, Math.min(device.sizeBytes, MOST_STATUS), 256);
       for (const piece of this.piecesToRead(device)) work.push({ device, offset: piece * PIECE, length: Math.min(PIECE, device.sizeBytes - piece * PIECE) });
     }
     let left = work.length;
