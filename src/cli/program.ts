@@ -13,14 +13,8 @@ import { registerOperations } from './commands/operations.js';
 import { registerReconciliation } from './commands/reconcile.js';
 import { Context, DEFAULT_SOCKET, EXIT_OK, EXIT_OPERATOR } from './context.js';
 import type { GlobalOptions, Streams } from './context.js';
+import type { Register } from './register.js';
 import { runWatchdog } from './watchdog.js';
-
-/** A command's work: its options, then its arguments. */
-// eslint-disable-next-line @typescript-eslint/no-explicit-any -- commander hands over what the declaration says, untyped
-export type Work = (context: Context, options: any, ...args: any[]) => Promise<void>;
-
-/** Turns a command's work into commander's action. */
-export type Register = (work: Work) => (...args: unknown[]) => Promise<void>;
 
 /** Runs one command line (without node and script) and returns the exit code. Never throws. */
 export async function runCommandLine(argv: readonly string[], streams: Streams): Promise<number> {

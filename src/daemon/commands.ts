@@ -8,22 +8,16 @@
 
 import { unreachable } from '../base/assert.js';
 import { OperatorError } from '../base/errors.js';
-import type { ControlReplies, ControlRequest, MetricSample } from '../control/port.js';
+import type { ControlRequest, MetricSample } from '../control/port.js';
 import type { Group } from '../group/group.js';
 import { Carry } from './carry.js';
 import type { DataPath } from './datapath.js';
+import type { Answer } from './answer.js';
 import { journalPage } from './journal-page.js';
 import { operationMetrics, operationsReply } from './metering.js';
 import { operate } from './operate.js';
 import { isLocal, operateLocally, sealLocally } from './operate-local.js';
 import { deviceEntries, nodeStatus } from './status.js';
-
-type Reply = ControlReplies[keyof ControlReplies];
-/** Exactly one of the two is called, now or in a later tick. */
-export interface Answer {
-  done(reply: Reply): void;
-  failed(error: unknown): void;
-}
 
 const FLUSH_POLL_US = 2000;
 

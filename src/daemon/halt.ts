@@ -13,7 +13,7 @@
 
 import { OperatorError } from '../base/errors.js';
 import type { Group } from '../group/group.js';
-import type { Answer } from './commands.js';
+import type { Answer } from './answer.js';
 import type { Links } from './links.js';
 
 /**

@@ -12,7 +12,7 @@ import { isLocalName, parseDeviceName } from '../base/names.js';
 import type { OperationRequest, SealRequest } from '../control/port.js';
 import type { Group } from '../group/group.js';
 import type { LocalAnswer, LocalService } from '../group/localservice.js';
-import type { Answer } from './commands.js';
+import type { Answer } from './answer.js';
 import { localEntry } from './status.js';
 
 /** Whether the request is about a local snapshot. */

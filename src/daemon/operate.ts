@@ -16,8 +16,9 @@ import { planClone, planCreate, planProtect, planRefresh, planRemove, planRename
 import type { Judged, Plan } from '../group/operations.js';
 import type { Performed } from '../group/perform.js';
 import { preloadRanges } from '../group/preload.js';
+import { devicesOf } from '../group/record.js';
 import type { Operation } from '../group/record.js';
-import type { Answer } from './commands.js';
+import type { Answer } from './answer.js';
 import { whileHalted } from './halt.js';
 import type { Links } from './links.js';
 import { deviceEntry } from './status.js';
@@ -51,7 +52,7 @@ function carryOut(group: Group, links: Links, request: OperationRequest, answer:
   const { operation, disconnect } = planFor(group, request);
   for (const id of disconnect) group.exports.disconnectDevice(id, `an operator asked for "${request.op}" with --force`);
   const performed = group.perform(operation);
-  answerWhenDone(group, links, performed, changedBy(operation), request, answer);
+  answerWhenDone(group, links, performed, devicesOf(operation), request, answer);
 }
 
 /** `changed`: devices that the reply tells about. */
@@ -99,28 +100,5 @@ function planFor(group: Group, request: OperationRequest): Plan {
       return planAdopt(judged, content.local, request.local, request.name, request.force);
     default:
       return unreachable(request);
-  }
-}
-
-function changedBy(operation: Operation): readonly number[] {
-  switch (operation.op) {
-    case 'create':
-    case 'clone':
-    case 'adopt':
-      return [operation.id];
-    case 'snapshot':
-      return operation.snapshots.map((one) => one.id);
-    case 'assign':
-      return operation.pairs.map((pair) => pair.target);
-    case 'resize':
-      return [operation.device];
-    case 'rename':
-    case 'protect':
-      return operation.devices;
-    case 'remove':
-    case 'epoch':
-      return [];
-    default:
-      return unreachable(operation);
   }
 }

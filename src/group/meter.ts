@@ -18,7 +18,7 @@ import { DiffTask } from '../store/difftask.js';
 import type { StatePair } from '../store/difftask.js';
 import type { Content } from './content.js';
 import type { CommitWatch } from './core.js';
-import { operationVerb } from './record.js';
+import { devicesOf, operationVerb } from './record.js';
 import type { Operation } from './record.js';
 import type { WireMeter } from './replica.js';
 import type { At, Edit, Tree } from './tree.js';
@@ -196,29 +196,6 @@ function boundOf(edit: Edit, was: Tree): number {
     else bytes += Math.max(target.sizeBytes, edit.tree.get(effect.target)?.sizeBytes ?? 0);
   }
   return bytes;
-}
-
-function devicesOf(operation: Operation): readonly number[] {
-  switch (operation.op) {
-    case 'epoch':
-      return [];
-    case 'create':
-    case 'clone':
-    case 'adopt':
-      return [operation.id];
-    case 'snapshot':
-      return operation.snapshots.map((one) => one.id);
-    case 'assign':
-      return operation.pairs.map((pair) => pair.target);
-    case 'resize':
-      return [operation.device];
-    case 'remove':
-    case 'rename':
-    case 'protect':
-      return operation.devices;
-    default:
-      return unreachable(operation);
-  }
 }
 
 /** "web from web@monday", "web@a, web@b, web@c, web@d and 96 more". */

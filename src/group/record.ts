@@ -8,6 +8,7 @@
 
 import { pack, unpack } from 'msgpackr';
 import { z } from 'zod';
+import { unreachable } from '../base/assert.js';
 import { MAX_DEVICE_BYTES } from '../base/units.js';
 
 const id = z.number().int().positive().max(0xffffffff);
@@ -139,4 +140,28 @@ export function warmUpMarkers(rehearse: (operation: Operation) => string): void 
 export function operationVerb(operation: Operation): string {
   if (operation.op === 'assign') return operation.verb;
   return operation.op === 'protect' && !operation.on ? 'unprotect' : operation.op;
+}
+
+/** Ids of the devices that an operation makes, changes or removes. */
+export function devicesOf(operation: Operation): readonly number[] {
+  switch (operation.op) {
+    case 'epoch':
+      return [];
+    case 'create':
+    case 'clone':
+    case 'adopt':
+      return [operation.id];
+    case 'snapshot':
+      return operation.snapshots.map((one) => one.id);
+    case 'assign':
+      return operation.pairs.map((pair) => pair.target);
+    case 'resize':
+      return [operation.device];
+    case 'remove':
+    case 'rename':
+    case 'protect':
+      return operation.devices;
+    default:
+      return unreachable(operation);
+  }
 }

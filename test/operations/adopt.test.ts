@@ -1,34 +1,16 @@
 /** Local snapshots of both nodes, made equal by reconcile, sealed, and adopted as one replicated snapshot. */
 import t from 'tap';
 import { MIB } from '../../src/base/units.js';
-import { ControlError } from '../../src/control/client.js';
 import type { SealReply } from '../../src/control/schema.js';
-import { CLI, preparePair } from '../harness/node.js';
+import { CLI } from '../harness/node.js';
 import type { TestNode } from '../harness/node.js';
 import { waitCaughtUp } from '../harness/node.js';
 import { waitFor } from '../harness/process.js';
-import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
-import { differences, fill, letters, open, withDevice } from './devices.js';
+import { differences, fill, letters, open, withDevice, refusal, startPair } from './devices.js';
 
 t.setTimeout(300_000);
-const directory = makeTempDirectory('adopt');
-const pair = await preparePair(directory);
+const pair = await startPair(t);
 const { primary, secondary } = pair;
-t.teardown(async () => {
-  await Promise.all([primary.stop(), secondary.stop()]);
-  removeTempDirectory(directory);
-});
-await Promise.all([primary.start(), secondary.start()]);
-
-async function refusal(work: Promise<unknown>): Promise<string> {
-  try {
-    await work;
-  } catch (error) {
-    if (error instanceof ControlError) return `${error.code}: ${error.message}`;
-    throw error;
-  }
-  return 'it was not refused';
-}
 
 /** A name is free only when the adoption of what had it cannot be undone any more. */
 async function again(work: () => Promise<unknown>): Promise<void> {

@@ -4,12 +4,38 @@
  */
 import { createHash } from 'node:crypto';
 import { connect } from 'node:net';
+import type { TAP } from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import { NbdClient, streamOf } from '../../src/vendor/nbd-protocol-ts/index.js';
-import { waitCaughtUp } from '../harness/node.js';
-import type { Pair, TestNode } from '../harness/node.js';
+import { ControlError } from '../../src/control/client.js';
+import { preparePair, waitCaughtUp } from '../harness/node.js';
+import type { Pair, PairOptions, TestNode } from '../harness/node.js';
+import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 
 export const BLOCK = 4 * KIB;
+
+/** A started pair in a directory of its own; it ends with the test file. */
+export async function startPair(t: TAP, options: PairOptions = {}): Promise<Pair> {
+  const directory = makeTempDirectory('operations');
+  const pair = await preparePair(directory, options);
+  t.teardown(async () => {
+    await Promise.all([pair.primary.stop(), pair.secondary.stop()]);
+    removeTempDirectory(directory);
+  });
+  await Promise.all([pair.primary.start(), pair.secondary.start()]);
+  return pair;
+}
+
+/** The code and the sentence of a refusal; says so when nothing is refused. */
+export async function refusal(work: Promise<unknown>): Promise<string> {
+  try {
+    await work;
+  } catch (error) {
+    if (error instanceof ControlError) return `${error.code}: ${error.message}`;
+    throw error;
+  }
+  return 'it was not refused';
+}
 
 /** `checked` false: also what the export did not allow when it was opened is sent. */
 export function open(node: TestNode, device: string, checked = true): Promise<NbdClient> {

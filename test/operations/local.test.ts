@@ -1,30 +1,12 @@
 /** Local snapshots on a real pair of nodes: made and written on either, through kill -9, while replication goes on. */
 import t from 'tap';
-import { ControlError } from '../../src/control/client.js';
 import { MIB } from '../../src/base/units.js';
-import { preparePair, waitCaughtUp } from '../harness/node.js';
+import { waitCaughtUp } from '../harness/node.js';
 import type { TestNode } from '../harness/node.js';
-import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
-import { BLOCK, differences, fill, letters, open, withDevice } from './devices.js';
+import { BLOCK, differences, fill, letters, open, withDevice, refusal, startPair } from './devices.js';
 
-const directory = makeTempDirectory('local');
-const pair = await preparePair(directory, { journalSize: '64M', segmentSize: '8M' });
+const pair = await startPair(t, { journalSize: '64M', segmentSize: '8M' });
 const { primary, secondary } = pair;
-t.teardown(async () => {
-  await Promise.all([primary.stop(), secondary.stop()]);
-  removeTempDirectory(directory);
-});
-await Promise.all([primary.start(), secondary.start()]);
-
-async function refusal(work: Promise<unknown>): Promise<string> {
-  try {
-    await work;
-  } catch (error) {
-    if (error instanceof ControlError) return `${error.code}: ${error.message}`;
-    throw error;
-  }
-  return 'it was not refused';
-}
 
 async function killAndStart(node: TestNode): Promise<void> {
   await node.kill();

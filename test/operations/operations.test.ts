@@ -1,32 +1,12 @@
 /** Every operation on a real pair of nodes: what it does, that the secondary holds the same, and what is refused. */
 import t from 'tap';
 import { MIB } from '../../src/base/units.js';
-import { ControlError } from '../../src/control/client.js';
-import { preparePair } from '../harness/node.js';
 import { waitFor } from '../harness/process.js';
-import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
-import { BLOCK, differences, fill, letters, open, withDevice } from './devices.js';
+import { BLOCK, differences, fill, letters, open, withDevice, refusal, startPair } from './devices.js';
 
-const directory = makeTempDirectory('operations');
-const pair = await preparePair(directory);
+const pair = await startPair(t);
 const { primary, secondary } = pair;
-t.teardown(async () => {
-  await Promise.all([primary.stop(), secondary.stop()]);
-  removeTempDirectory(directory);
-});
-await Promise.all([primary.start(), secondary.start()]);
 const { control } = primary;
-
-/** The code and the sentence of a refusal; fails when nothing is refused. */
-async function refusal(work: Promise<unknown>): Promise<string> {
-  try {
-    await work;
-  } catch (error) {
-    if (error instanceof ControlError) return `${error.code}: ${error.message}`;
-    throw error;
-  }
-  return 'it was not refused';
-}
 
 async function volume(name: string, content: string, size = 4 * MIB): Promise<void> {
   await control.createVolume('g', { name, size });

@@ -16,7 +16,7 @@ import type { Context } from '../context.js';
 import { serverAddress } from '../nbd-server.js';
 import { waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
-import type { Register } from '../program.js';
+import type { Register } from '../register.js';
 import { NbdDevice } from '../reconcile/device.js';
 import { digestDevice } from '../reconcile/tree.js';
 

@@ -8,7 +8,7 @@ import { deviceArgument } from '../context.js';
 import type { Context } from '../context.js';
 import { deviceOrSetArgument, rangeOption, rangesOf, siblingArgument, waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
-import type { Register } from '../program.js';
+import type { Register } from '../register.js';
 
 type AssignOptions = WaitOptions & ForceOption & { readonly range: string[] };
 

@@ -22,7 +22,7 @@ import { shakeHands } from '../nbd-handshake.js';
 import type { Connection } from '../nbd-handshake.js';
 import { resizeAttached } from '../nbd-resize.js';
 import { serverAddress } from '../nbd-server.js';
-import type { Register } from '../program.js';
+import type { Register } from '../register.js';
 
 export interface AttachReply {
   /** "/dev/nbd0" */

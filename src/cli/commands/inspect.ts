@@ -8,7 +8,7 @@ import { ControlError } from '../../control/client.js';
 import type { GroupStatus, JournalRecord, NodeStatus, SizesReply } from '../../control/schema.js';
 import { EXIT_FAILED, groupArgument, wholeNumber } from '../context.js';
 import type { Context } from '../context.js';
-import type { Register } from '../program.js';
+import type { Register } from '../register.js';
 import { registerCarriage } from './journal.js';
 import { adviseGroup } from '../render/advice.js';
 import { renderList, renderTree } from '../render/devices.js';

@@ -6,7 +6,7 @@ import { formatSize } from '../../base/units.js';
 import type { ImportState } from '../../control/schema.js';
 import { EXIT_FAILED, groupArgument, wholeNumber } from '../context.js';
 import type { BinaryStreams, Context } from '../context.js';
-import type { Register } from '../program.js';
+import type { Register } from '../register.js';
 
 /** `journal`: the command that these are added to. */
 export function registerCarriage(program: Command, journal: Command, register: Register): void {

@@ -12,7 +12,7 @@ import type { FreezeOptions } from '../freeze.js';
 import { resizedWords, tellAttached } from '../nbd-resize.js';
 import { deviceOrSetArgument, sizeArgument, waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
-import type { Register } from '../program.js';
+import type { Register } from '../register.js';
 
 export function registerOperations(program: Command, register: Register): void {
   waitOptions(program.command('create <group/volume> <size>'))

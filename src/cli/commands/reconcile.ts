@@ -14,7 +14,7 @@ import { formatSize } from '../../base/units.js';
 import { deviceArgument } from '../context.js';
 import type { Context } from '../context.js';
 import { serverAddress } from '../nbd-server.js';
-import type { Register } from '../program.js';
+import type { Register } from '../register.js';
 import { Channel } from '../reconcile/channel.js';
 import { NbdDevice } from '../reconcile/device.js';
 import { refuse } from '../reconcile/side.js';
