@@ -348,7 +348,8 @@ export class Content {
 
   checkpointDue(): boolean {
     const since = this.changedBytes;
-    if (this.checkpointWanted || this.local.log.isLong(this.checkpointer.committedLocalLsn)) return true;
+    // One that failed is tried again: it may have been to free journal that writers wait for, and then nothing else ever happens.
+    if (this.checkpointWanted || this.checkpointer.lastError !== undefined || this.local.log.isLong(this.checkpointer.committedLocalLsn)) return true;
     if (since === 0) return false;
     // Trims and operations fill the journal, too, and no destage round ever ends for them.
     if (this.store.pending.blocks === 0 && this.appliedLsn - this.checkpointer.lowWater.lsn >= this.options.journal.segmentBytes) return true;

@@ -99,3 +99,25 @@ t.test('while checkpoints fail writers wait, status says why, and they go on whe
   t.equal(asked.errno, 0);
   rig.verify();
 });
+
+t.test('a checkpoint that fails is tried again also when nothing was appended since the last one', async (t) => {
+  const rig = Rig.started(8, { segmentBytes: 256 * KIB, segments: 8, destageUs: 3600e6, destageFraction: 0.9, checkpointSeconds: 3600, checkpointBytes: 1024 * MIB });
+  t.teardown(() => rig.dispose());
+  rig.create('v', 8 * MIB);
+  for (let i = 0; i < 8; i++) t.equal(rig.ask('v', 'write', i * MIB, 64 * KIB), 0);
+  // Committed with all of it pending: the journal is needed still.
+  const { content } = rig.host.group;
+  const { checkpointer } = content;
+  content.requestCheckpoint();
+  rig.run(() => checkpointer.committedAt.lsn === content.appliedLsn);
+  t.ok(checkpointer.lowWater.lsn < content.appliedLsn);
+  // The one that would say that the journal is not needed any more fails.
+  const { faults } = rig.host.node.disk;
+  let failed = 0;
+  faults.hook = ({ op, path }) => (op === 'fdatasync' && path.includes('/checkpoint-') && failed++ === 0 ? 5 : 0);
+  content.destager.request();
+  rig.run(() => checkpointer.lastError !== undefined);
+  rig.run(() => checkpointer.lowWater.lsn === content.appliedLsn);
+  t.equal(failed, 2);
+  t.equal(checkpointer.lastError, undefined);
+});

@@ -287,8 +287,9 @@ export class SimHost {
     return found === undefined || 'unavailable' in found ? undefined : found;
   }
 
-  /** The last stop was noted as a clean one. */
+  /** The last stop was noted as a clean one, for certain. */
   get stopNoted(): boolean {
+    if (this.log.slice(-2).some((line) => line.includes('cannot note the clean stop'))) return false;
     return !new TextDecoder().decode(this.node.disk.peek(`/data/groups/${GROUP}/state.json`, 0, 4096)).includes('"cleanStop": null');
   }
 
