@@ -67,7 +67,7 @@ demo-place:
 demo: demo-place deps-demo build ## two nodes, a filesystem, a snapshot, damage, a restore
 	@$(NODE) dist/scripts/demo/demo.js $(ARGS)
 
-bench: deps-bench build ## figures beside nbdkit, nbd-server and qemu-nbd
+bench: deps-bench build ## figures beside other servers; ARGS="--suite operations" (many, churn, ...): of every operation
 	@$(NODE) dist/scripts/bench/bench.js $(ARGS)
 
 test: deps-test build ## all tests, the long suites in their short form (minutes)
