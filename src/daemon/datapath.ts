@@ -30,7 +30,7 @@ import type { WalkerOptions } from '../store/walker.js';
 import { listening, tryAddresses } from './addresses.js';
 import { drainVolatile } from './followers.js';
 import { Links } from './links.js';
-import { takeFixedMemory } from './memory.js';
+import { openLayers, takeFixedMemory } from './memory.js';
 
 /** What the simulator makes smaller. */
 export interface Scale {
@@ -68,6 +68,8 @@ export interface Surroundings {
   readonly scale?: Scale;
   /** Groups whose data an operator accepts as they are, and from which LSN on (group/place.ts). */
   readonly accepted?: ReadonlyMap<string, number>;
+  /** Descriptors that this process may have; undefined = as few as any system allows. */
+  readonly descriptors?: number;
   /** False: no NBD listeners (simulations that submit requests themselves). */
   readonly serveNbd?: boolean;
 }
@@ -164,6 +166,7 @@ export class DataPath {
       checkpointBytes: group.store.checkpointBytes,
       checkpointUs: group.store.checkpointSeconds * 1e6,
       mapMemoryBytes: group.store.mapMemory,
+      ...(this.surroundings.descriptors === undefined ? {} : { maxOpenLayers: openLayers(this.surroundings.descriptors, this.config.groups.length) }),
     };
   }
 

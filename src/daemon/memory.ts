@@ -1,8 +1,9 @@
 /**
- * What of the arena is taken from the start to the end of the daemon.
+ * What of the arena is taken from the start to the end of the daemon, and who gets
+ * how many of its file descriptors.
  *
- * Owns: the sum, the refusal of an arena that is too small, and the range for
- * blocking work. Must not know: what the parts are used for.
+ * Owns: the sum, the refusal of an arena that is too small, the range for
+ * blocking work, the share of layers in the descriptors. Must not know: what the parts are used for.
  */
 
 import { OperatorError } from '../base/errors.js';
@@ -32,4 +33,17 @@ export function takeFixedMemory(
   }
   // For what a link may ask of the data thread at once, however busy the arena is by then.
   if (linked) arena.setAside(MAX_BATCH_BYTES);
+}
+
+const MIN_OPEN_LAYERS = 64;
+const MAX_OPEN_LAYERS = 8192;
+
+/**
+ * Layer files that each of `groups` groups may hold open: half of the process's
+ * `descriptors` for all of them, the rest is for clients, links, journals. A
+ * volume with a thousand snapshots is read from a thousand files, and opening one
+ * costs more than the read.
+ */
+export function openLayers(descriptors: number, groups: number): number {
+  return Math.min(MAX_OPEN_LAYERS, Math.max(MIN_OPEN_LAYERS, Math.floor(descriptors / 2 / Math.max(groups, 1))));
 }

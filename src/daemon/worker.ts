@@ -7,6 +7,7 @@
  * postMessage, which needs no event loop here.
  */
 
+import { readFileSync } from 'node:fs';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import type { MessagePort } from 'node:worker_threads';
 import { createRequire } from 'node:module';
@@ -55,6 +56,13 @@ function space(path: string): SpaceStat {
   }
 }
 
+/** How many descriptors this process may have; node has raised the soft limit to the hard one. */
+function descriptorLimit(): number {
+  const found = /^Max open files\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'));
+  // "unlimited" is as many as the kernel counts to
+  return found === null ? 2 ** 20 : Number(found[1]);
+}
+
 function post(message: WorkerMessage): void {
   parentPort!.postMessage(message);
 }
@@ -65,7 +73,7 @@ function run(input: WorkerInput): void {
   const io = RealIo.create({ arenaBytes: config.dataPath.arena });
   const reactor = new Reactor(io, new Arena(io), { spinUs: config.dataPath.spinUs });
   post({ kind: 'wake', fd: io.wakeFd });
-  const path = DataPath.open(reactor, config, log, { bootId: input.bootId, accepted: input.accepted, space });
+  const path = DataPath.open(reactor, config, log, { bootId: input.bootId, accepted: input.accepted, space, descriptors: descriptorLimit() });
   const commands = new Commands(path, Date.now());
 
   const reply = (envelope: ReplyEnvelope): void => input.control.postMessage(envelope, envelope.ok ? handedOver(envelope.reply) : []);

@@ -62,6 +62,8 @@ export interface ContentOptions extends PlaceOptions {
   readonly checkpointUs: number;
   /** Limit of map nodes in memory, bytes. */
   readonly mapMemoryBytes: number;
+  /** Layer files held open. */
+  readonly maxOpenLayers?: number;
 }
 
 /** Arena bytes that an open group holds. */
@@ -405,7 +407,7 @@ function closing(nodeReads: NodeReads, make: () => MapFile): MapFile {
 }
 
 function openCore(reactor: Reactor, options: ContentOptions, content: () => Content): Core {
-  const store = new Store(reactor, `${options.directory}/layers`, (position, bit) => content().checkpointer.file(bit).readNow(position), `${options.directory}/map-*`);
+  const store = new Store(reactor, `${options.directory}/layers`, (position, bit) => content().checkpointer.file(bit).readNow(position), `${options.directory}/map-*`, options.maxOpenLayers);
   return new Core(reactor.arena, store);
 }
 

@@ -12,7 +12,7 @@
 
 import { assert } from '../base/assert.js';
 import { BLOCK_BYTES, isLocalDevice, MAX_DEVICE_BYTES, MIB } from '../base/units.js';
-import { CorruptionError, IoError } from '../base/errors.js';
+import { CorruptionError, Errno, IoError } from '../base/errors.js';
 import { O } from '../io/io.js';
 import type { Io } from '../io/io.js';
 
@@ -65,7 +65,10 @@ export function allInFile(layer: Layer, cut: Cut): boolean {
 /** What a checkpoint keeps of a layer. `hasFile`: the file exists for sure, durably; it may also exist without. */
 export type LayerRow = [number: number, device: number, createdLsn: number, epochId: string, ordinal: number, frozenLsn: number, hasFile: boolean];
 
+/** Files held open where nobody says how many there may be. */
 export const MAX_OPEN_LAYERS = 512;
+/** Open files that are looked at for one to close. */
+const CLOSE_SAMPLE = 16;
 
 /**
  * The longest file that the file system of `directory` can hold (ext4: 16 TiB
@@ -93,7 +96,8 @@ export class LayerTable {
   /** Layers per device, oldest first. */
   private readonly byDevice = new Map<number, Layer[]>();
   private nextNumber = 1;
-  private open = 0;
+  /** With a descriptor, in the order in which they were opened or last looked at for closing. */
+  private readonly opened = new Set<Layer>();
   private clock = 0;
   /** Layers whose files were created since `takeDirectoryDirty`, and those that it reported. */
   private fresh: Layer[] = [];
@@ -101,7 +105,8 @@ export class LayerTable {
   /** Current layers of the checkpoint that was restored: their files are never removed. */
   private expected: Layer[] = [];
 
-  constructor(private readonly io: Io, readonly directory: string, private readonly maxOpen = MAX_OPEN_LAYERS) {}
+  /** `maxOpen`: files held open at a time; less when the process runs out of descriptors. */
+  constructor(private readonly io: Io, readonly directory: string, private maxOpen = MAX_OPEN_LAYERS) {}
 
   /** A new current layer of a device, whose writes begin above `createdLsn`. */
   create(device: number, createdLsn: number, epochId: string): number {
@@ -292,28 +297,45 @@ export class LayerTable {
   }
 
   private openFile(layer: Layer, flags: number): number {
-    if (this.open >= this.maxOpen) this.closeOldest();
+    if (this.opened.size >= this.maxOpen) this.closeUnused();
     const path = this.path(layer);
-    const fd = this.io.open(path, flags, 0o600);
+    let fd = this.io.open(path, flags, 0o600);
+    while (fd === -Errno.EMFILE && this.closeUnused()) {
+      this.maxOpen = Math.max(1, this.opened.size);
+      fd = this.io.open(path, flags, 0o600);
+    }
     if (fd < 0) throw new IoError(-fd, 'open layer file', path);
     this.io.adviseRandom(fd);
     layer.fd = fd;
-    this.open++;
+    this.opened.add(layer);
     return fd;
   }
 
   private closeFile(layer: Layer): void {
     this.io.close(layer.fd);
     layer.fd = -1;
-    this.open--;
+    this.opened.delete(layer);
   }
 
-  private closeOldest(): void {
+  /**
+   * Closes a file that was not used lately: of a few, in turn, the one unused for longest. Thousands of layers may
+   * be read in turn, so neither a look at all of them nor a list in order of use, kept at every read, would do.
+   * False: all are in use.
+   */
+  private closeUnused(): boolean {
+    let looks = this.opened.size;
+    let sampled = 0;
     let oldest: Layer | undefined;
-    for (const layer of this.byNumber.values()) {
-      if (layer.fd < 0 || layer.holds > 0) continue;
+    for (const layer of this.opened) {
+      if (looks-- === 0 || sampled === CLOSE_SAMPLE) break;
+      this.opened.delete(layer);
+      this.opened.add(layer);
+      if (layer.holds > 0) continue;
+      sampled++;
       if (oldest === undefined || layer.usedAt < oldest.usedAt) oldest = layer;
     }
-    if (oldest !== undefined) this.closeFile(oldest);
+    if (oldest === undefined) return false;
+    this.closeFile(oldest);
+    return true;
   }
 }

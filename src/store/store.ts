@@ -59,8 +59,8 @@ export class Store {
     return this.pending.blocks * BLOCK_BYTES;
   }
 
-  constructor(reactor: Reactor, layersDirectory: string, loadInner: NodeSource, mapName: string) {
-    this.layers = new LayerTable(reactor.io, layersDirectory);
+  constructor(reactor: Reactor, layersDirectory: string, loadInner: NodeSource, mapName: string, maxOpenLayers?: number) {
+    this.layers = new LayerTable(reactor.io, layersDirectory, maxOpenLayers);
     this.map = new BlockMap(loadInner, mapName);
   }
 

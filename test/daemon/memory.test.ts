@@ -4,7 +4,7 @@ import { OperatorError } from '../../src/base/errors.js';
 import { MIB } from '../../src/base/units.js';
 import type { Config } from '../../src/config/schema.js';
 import { DEFAULT_SCALE } from '../../src/daemon/datapath.js';
-import { takeFixedMemory } from '../../src/daemon/memory.js';
+import { openLayers, takeFixedMemory } from '../../src/daemon/memory.js';
 import { Content, contentArenaBytes } from '../../src/group/content.js';
 import { Arena } from '../../src/io/arena.js';
 import { MAX_BATCH_BYTES } from '../../src/journal/format.js';
@@ -80,4 +80,11 @@ t.test('the first journal of a group waits for memory, and leaves nothing behind
   const { options } = rig.host.group.content;
   t.throws(() => Content.create(rig.host.reactor!, { ...options, directory: `${options.directory}/other` }, { number: 0, id: '0'.repeat(32) }), { name: 'IoError', code: 'io/ENOMEM' });
   t.same([rig.paths('').length, arena.usedBytes], [paths, usedBytes]);
+});
+
+t.test('layers may hold half of the descriptors open, shared by the groups, and never next to none', async (t) => {
+  t.equal(openLayers(20_000, 1), 8192);
+  t.equal(openLayers(20_000, 10), 1000);
+  t.equal(openLayers(1024, 1), 512);
+  t.equal(openLayers(1024, 64), 64);
 });
