@@ -23,8 +23,8 @@ import type { Links } from './links.js';
  * another halt is under way.
  */
 export function whileHalted(group: Group, links: Links, seconds: number, answer: Answer, work: (answer: Answer) => void): void {
-  const { ingest } = group;
-  if (ingest === undefined || ingest.holding) throw new OperatorError('halt/busy', `another operation with --halt is under way in group ${group.name}; try again when it has ended`);
+  refuseWhileHalted(group);
+  const ingest = group.ingest!;
   const releasing: Answer = {
     done: (reply) => {
       ingest.release();
@@ -36,20 +36,31 @@ export function whileHalted(group: Group, links: Links, seconds: number, answer:
     },
   };
   ingest.hold();
-  const lsn = group.journal.appendedLsn;
-  group.whenDurable(lsn, (error) => {
-    if (error !== undefined) {
-      releasing.failed(error);
-      return;
-    }
-    links.whenApplied(group.name, lsn, seconds * 1e6, (notice) => {
-      try {
-        if (notice !== null) throw new OperatorError('halt/not-drained', `nothing was done, and the writers go on: ${notice}`);
-        if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
-        work(releasing);
-      } catch (failure) {
-        releasing.failed(failure);
+  drain();
+
+  function drain(): void {
+    const lsn = group.journal.appendedLsn;
+    group.whenDurable(lsn, (error) => {
+      if (error !== undefined) {
+        releasing.failed(error);
+        return;
       }
+      links.whenApplied(group.name, lsn, seconds * 1e6, (notice) => {
+        try {
+          if (notice !== null) throw new OperatorError('halt/not-drained', `nothing was done, and the writers go on: ${notice}`);
+          if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
+          // An operation that was judged before the hold may have come in between.
+          if (group.journal.appendedLsn === lsn) work(releasing);
+          else drain();
+        } catch (failure) {
+          releasing.failed(failure);
+        }
+      });
     });
-  });
+  }
+}
+
+/** Between hold and release nothing else may become a record: throws OperatorError. */
+export function refuseWhileHalted(group: Group): void {
+  if (group.ingest?.holding === true) throw new OperatorError('halt/busy', `an operation with --halt is under way in group ${group.name}; try again when it has ended`);
 }

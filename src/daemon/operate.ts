@@ -15,32 +15,43 @@ import type { Group } from '../group/group.js';
 import { planClone, planCreate, planProtect, planRefresh, planRemove, planRename, planResize, planRestore, planSnapshot, planSync } from '../group/operations.js';
 import type { Judged, Plan } from '../group/operations.js';
 import type { Performed } from '../group/perform.js';
-import { preloadRanges } from '../group/preload.js';
+import { preload } from '../group/preload.js';
 import { devicesOf } from '../group/record.js';
 import type { Operation } from '../group/record.js';
 import type { Answer } from './answer.js';
-import { whileHalted } from './halt.js';
+import { refuseWhileHalted, whileHalted } from './halt.js';
 import type { Links } from './links.js';
 import { deviceEntry } from './status.js';
 
+/** Longest that writers may be held. */
+const MAX_HALT_SECONDS = 600;
+/** Map nodes loaded for one end of a range: a leaf, its base, and the way down to it. */
+const LOADS_PER_END = 16;
+
 /** The group stands as primary; throws OperatorError when the request is refused, and nothing has happened then. */
 export function operate(group: Group, links: Links, request: OperationRequest, answer: Answer): void {
-  planFor(group, request);
-  if (request.halt === true) whileHalted(group, links, request.waitSeconds, answer, (inner) => prepare(group, links, { ...request, wait: 'applied' }, inner));
-  else prepare(group, links, request, answer);
+  refuseWhileHalted(group);
+  if (request.halt !== true) {
+    prepare(group, links, request, answer);
+    return;
+  }
+  if (request.waitSeconds > MAX_HALT_SECONDS) throw new OperatorError('usage', `writers may be held for at most ${MAX_HALT_SECONDS} s: give --halt a --wait-timeout of that or less`);
+  if (request.op !== 'resize') planFor(group, request);
+  whileHalted(group, links, request.waitSeconds, answer, (inner) => prepare(group, links, { ...request, wait: 'applied' }, inner));
 }
 
-/** Judged afresh in the step that appends: the state may have changed since the operator asked. */
+/** Judged afresh in the step that appends: the state may have changed while maps were loaded. */
 function prepare(group: Group, links: Links, request: OperationRequest, answer: Answer): void {
-  const { operation } = planFor(group, request);
-  if (operation.op !== 'assign' || operation.ranges.length === 0) {
+  const ends = endsToLoad(group, request);
+  if (ends === 0) {
     carryOut(group, links, request, answer);
     return;
   }
-  preloadRanges(group.content, operation.pairs[0].source, operation.ranges, (error) => {
+  preload(group.content, () => nodeNeeded(group, request), ends * LOADS_PER_END, (error) => {
     try {
       if (error !== undefined) throw error;
       if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
+      if (request.halt !== true) refuseWhileHalted(group);
       carryOut(group, links, request, answer);
     } catch (failure) {
       answer.failed(failure);
@@ -48,8 +59,34 @@ function prepare(group: Group, links: Links, request: OperationRequest, answer: 
   });
 }
 
+/** Places of maps that the request depends on; throws OperatorError when it is refused whatever is there. */
+function endsToLoad(group: Group, request: OperationRequest): number {
+  if (request.op === 'resize') return request.force ? 0 : 1;
+  const { operation } = planFor(group, request);
+  return operation.op === 'assign' ? 2 * operation.ranges.length : 0;
+}
+
+/** A map node to load before the request is judged and executed; 0 = none. What it names may be gone by now. */
+function nodeNeeded(group: Group, request: OperationRequest): number {
+  const { store } = group.content;
+  if (request.op === 'resize') {
+    const device = group.tree.find(request.device);
+    return device === undefined ? 0 : Math.max(0, store.holdsFrom(device.id, request.sizeBytes));
+  }
+  if (request.op !== 'restore' && request.op !== 'sync') return 0;
+  const source = group.tree.find(request.source);
+  if (source === undefined) return 0;
+  for (const [offset, length] of request.ranges) {
+    const miss = offset + length > source.sizeBytes ? 0 : store.missing(source.id, offset, length);
+    if (miss !== 0) return miss;
+  }
+  return 0;
+}
+
 function carryOut(group: Group, links: Links, request: OperationRequest, answer: Answer): void {
   const { operation, disconnect } = planFor(group, request);
+  // A refusal must not cost anybody a connection.
+  group.checkMarkerRoom();
   for (const id of disconnect) group.exports.disconnectDevice(id, `an operator asked for "${request.op}" with --force`);
   const performed = group.perform(operation);
   answerWhenDone(group, links, performed, devicesOf(operation), request, answer);
@@ -87,7 +124,7 @@ function planFor(group: Group, request: OperationRequest): Plan {
     case 'sync':
       return planSync(judged, request.target, request.source, request.ranges, request.force);
     case 'resize':
-      return planResize(judged, request.device, request.sizeBytes, request.force, content.longestFileBytes, (device, from) => content.store.mayHoldFrom(device, from));
+      return planResize(judged, request.device, request.sizeBytes, request.force, content.longestFileBytes, (device, from) => content.store.holdsFrom(device, from) !== 0);
     case 'remove':
       return planRemove(judged, request.device, request.withSnapshots, request.force);
     case 'rename':

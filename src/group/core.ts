@@ -8,6 +8,7 @@
  */
 
 import { assert, unreachable } from '../base/assert.js';
+import { isLocalDevice } from '../base/units.js';
 import type { Arena } from '../io/arena.js';
 import { batch, entry, RecordKind } from '../journal/format.js';
 import type { Store } from '../store/store.js';
@@ -113,7 +114,8 @@ export class Core {
     for (let i = 0; i < count; i++) {
       const e = entry.at(at, i);
       const id = entry.device(view, e);
-      const device = this.store.find(id);
+      // Local devices are in the store, too, and no record of the group may touch them.
+      const device = isLocalDevice(id) ? undefined : this.store.find(id);
       if (device === undefined) return `record ${i} writes to device ${id}, which does not exist`;
       if (entry.offset(view, e) + entry.length(view, e) > device.sizeBytes) return `record ${i} writes beyond the end of device ${id}`;
     }

@@ -327,12 +327,9 @@ export class Group implements ReplicatedGroup {
    * checked them in this same step; a contradiction now is a bug.
    */
   perform(operation: Operation): Performed {
-    const { io } = this.reactor;
+    const { reactor: { io }, content: { journal } } = this;
     const begun = io.nowUs();
-    const { journal } = this.content;
-    this.ingest!.flushBatch();
-    if (this.role === 'stopped') throw new OperatorError('group/stopped', this.roleReason);
-    if (!journal.hasRoomForMarker) throw new OperatorError('journal/stalled', this.stallReason() ?? 'the journal is full; try again in a moment');
+    this.checkMarkerRoom();
     for (const id of overtaken(operation, this.tree)) this.ingest!.cancel(id);
     const at = appendOperation(io, this.content, operation, this.options.node, (error) => this.failed(error));
     this.exports.update();
@@ -342,6 +339,13 @@ export class Group implements ReplicatedGroup {
     const dataThreadUs = io.nowUs() - begun;
     this.meter.took(at.lsn, dataThreadUs);
     return { lsn: at.lsn, endLsn, dataThreadUs };
+  }
+
+  /** Appends what the tick has collected, then throws OperatorError when no operation can be appended now. */
+  checkMarkerRoom(): void {
+    this.ingest!.flushBatch();
+    if (this.role === 'stopped') throw new OperatorError('group/stopped', this.roleReason);
+    if (!this.journal.hasRoomForMarker) throw new OperatorError('journal/stalled', this.stallReason() ?? 'the journal is full; try again in a moment');
   }
 
   /** `done` is called when everything below `lsn` is durable here, or with why it never will be. */

@@ -178,10 +178,13 @@ export class LocalService {
     this.judged(answer, () => {
       const target = this.existing(targetName);
       if (target.sealedLsn !== 0) throw new OperatorError('local/sealed', `${this.spell(target.name)} is sealed; if its content is to change: lockstep seal --undo ${this.spell(target.name)}`);
+      if (!target.ready) throw new OperatorError('group/busy', `${this.spell(target.name)} cannot be used yet; try again in a moment`);
       const source = this.sourceOf(target, sourceName);
       this.takeFrom(target, force, 'is being restored');
       this.standingStill([target.id, source].filter(isLocalDevice), answer, () => {
         if (this.content.store.find(source) === undefined) throw new OperatorError('device/not-found', `the source of ${this.spell(target.name)} was removed meanwhile`);
+        // Again: another restore of the source may have come first.
+        if (isLocalDevice(source)) this.settledContent(source);
         this.perform(waitUs, answer, (follows, wallMs) => ({ op: 'assign', target: target.id, source, follows: isLocalDevice(source) ? null : follows, wallMs }));
       }, () => this.blocked.delete(target.id));
     });
@@ -275,8 +278,16 @@ export class LocalService {
         : `group ${host.name} has no device ${sourceName}; lockstep list shows what there is`);
     }
     if (found.id === target.id) throw new OperatorError('device/same', `${this.spell(target.name)} cannot be restored from itself`);
+    if (isLocalDevice(found.id)) this.settledContent(found.id);
     if (found.volume !== target.volume) throw new OperatorError('device/unrelated', `${this.spell(sourceName ?? '')} does not belong to the volume that ${this.spell(target.name)} was taken of; a restore takes content from the same tree`);
     return found.id;
+  }
+
+  /** Refuses a local source whose content can still be undone, or is being replaced: what is taken of it names no group position and would outlive it. */
+  private settledContent(source: number): void {
+    const device = this.tree.get(source);
+    if (device !== undefined && device.ready && !this.blocked.has(source)) return;
+    throw new OperatorError('group/busy', `${this.spell(device?.name ?? `#${source}`)} cannot be used yet; try again in a moment`);
   }
 
   /** Refuses when clients have the device open, or disconnects them; from here on nobody may use it. */

@@ -191,6 +191,7 @@ export function planResize(judged: Judged, name: string, sizeBytes: number, forc
   fitsFile(words, sizeBytes, longestFile);
   const operation: Operation = { op: 'resize', device: device.id, sizeBytes };
   if (sizeBytes > device.sizeBytes) return { operation, disconnect: [] };
+  alone(judged, device, force);
   unprotected(judged, [device]);
   if (!force && mayHoldData(device.id, sizeBytes)) {
     throw new OperatorError('device/has-data', `${words} may hold data behind ${formatSize(sizeBytes)}, which would be lost for good (snapshots keep theirs): shrink what is on it first, then use --force`);

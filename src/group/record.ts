@@ -9,11 +9,16 @@
 import { pack, unpack } from 'msgpackr';
 import { z } from 'zod';
 import { unreachable } from '../base/assert.js';
-import { MAX_DEVICE_BYTES } from '../base/units.js';
+import { NAME_PATTERN } from '../base/names.js';
+import { BLOCK_BYTES, LOCAL_DEVICES, MAX_DEVICE_BYTES } from '../base/units.js';
 
-const id = z.number().int().positive().max(0xffffffff);
+/** Ids from LOCAL_DEVICES on are of one node only. */
+const id = z.number().int().positive().max(LOCAL_DEVICES - 1);
+const sizeBytes = z.number().int().positive().multipleOf(BLOCK_BYTES).max(MAX_DEVICE_BYTES);
 const hex128 = z.string().regex(/^[0-9a-f]{32}$/);
-const name = z.string().min(1).max(64);
+const name = z.string().regex(NAME_PATTERN);
+/** '' = none. */
+const setName = z.union([z.literal(''), name]);
 /** Longest reason of an epoch; longer ones are cut by who begins it. */
 export const MAX_REASON = 400;
 
@@ -29,7 +34,7 @@ const epoch = z.strictObject({
   reason: z.string().max(MAX_REASON),
 });
 
-const create = z.strictObject({ op: z.literal('create'), id, name, sizeBytes: z.number().int().positive() });
+const create = z.strictObject({ op: z.literal('create'), id, name, sizeBytes });
 
 /** Most devices that one marker snapshots, assigns, renames or protects: the volumes of a group. */
 export const MAX_TOGETHER = 256;
@@ -42,7 +47,7 @@ const position = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
 /** One or more snapshots at one point of the stream. With a `set` they are a group snapshot of that name. */
 const snapshot = z.strictObject({
   op: z.literal('snapshot'),
-  set: z.string().max(64),
+  set: setName,
   snapshots: z.array(z.strictObject({ id, source: id, name })).min(1).max(MAX_TOGETHER),
 });
 
@@ -58,13 +63,13 @@ const assign = z.strictObject({
   ranges: z.array(z.tuple([position, position])).max(MAX_RANGES),
 });
 
-const resize = z.strictObject({ op: z.literal('resize'), device: id, sizeBytes: z.number().int().positive().max(MAX_DEVICE_BYTES) });
+const resize = z.strictObject({ op: z.literal('resize'), device: id, sizeBytes });
 
 /** In this order: a volume after its snapshots. */
 const remove = z.strictObject({ op: z.literal('remove'), devices: z.array(id).min(1).max(MAX_REMOVED) });
 
 /** `set`: the name of the renamed members' set from now on; '' for single devices, which keep theirs. */
-const rename = z.strictObject({ op: z.literal('rename'), set: z.string().max(64), devices: z.array(id).min(1).max(MAX_TOGETHER), name });
+const rename = z.strictObject({ op: z.literal('rename'), set: setName, devices: z.array(id).min(1).max(MAX_TOGETHER), name });
 
 const protect = z.strictObject({ op: z.literal('protect'), devices: z.array(id).min(1).max(MAX_TOGETHER), on: z.boolean() });
 
@@ -72,7 +77,7 @@ const protect = z.strictObject({ op: z.literal('protect'), devices: z.array(id).
 const clone = z.strictObject({ op: z.literal('clone'), id, source: id, name });
 
 /** The local snapshot `local` of every node, whose content has this digest (base/content-digest.ts), becomes the snapshot `name` of `source`. */
-const adopt = z.strictObject({ op: z.literal('adopt'), id, source: id, name, local: z.string().min(1).max(129), digest: hex128, sizeBytes: z.number().int().positive().max(MAX_DEVICE_BYTES) });
+const adopt = z.strictObject({ op: z.literal('adopt'), id, source: id, name, local: z.string().min(1).max(129), digest: hex128, sizeBytes });
 
 export const Operation = z.discriminatedUnion('op', [epoch, create, snapshot, assign, resize, remove, rename, protect, clone, adopt]);
 export type Operation = z.infer<typeof Operation>;

@@ -217,24 +217,26 @@ export class BlockMap {
   }
 
   /**
-   * Whether blocks from `first` to the end of the device may hold data. False is
-   * certain; true may also mean that zeros were written, or that a node is paged out.
+   * Whether a block from `first` to the end of the device is not zero: 0 = none
+   * is, −1 = one is, else the handle of a node that must be loaded first.
    */
-  mayHoldFrom(root: MapRoot, first: number): boolean {
-    if (first >= root.sizeBlocks) return false;
+  holdsFrom(root: MapRoot, first: number): number {
+    if (first >= root.sizeBlocks) return 0;
     const leaf = Math.floor(first / LEAF_BLOCKS);
     let h = root.handle;
-    for (let level = root.height; level > 0; level--) {
-      if (h === 0) return false;
-      if (this.nodes.wordOf(h) === 0) return true;
+    for (let level = root.height; level > 0 && h !== 0; level--) {
+      if (this.nodes.wordOf(h) === 0) return h;
       const slot = Math.floor(leaf / FAN_OUT ** (level - 1)) % FAN_OUT;
-      for (let later = slot + 1; later < FAN_OUT; later++) if (this.inners.child(h, later) !== 0) return true;
+      // A node that nothing but zeros is below is not kept (clear).
+      for (let later = slot + 1; later < FAN_OUT; later++) if (this.inners.child(h, later) !== 0) return -1;
       h = this.inners.child(h, slot);
     }
-    if (h === 0) return false;
+    if (h === 0) return 0;
     const from = first % LEAF_BLOCKS;
     const layers = new Uint32Array(LEAF_BLOCKS - from);
-    return this.leaves.resolve(h, from, LEAF_BLOCKS, layers, 0) !== 0 || layers.some((layer) => layer !== 0);
+    const miss = this.leaves.resolve(h, from, LEAF_BLOCKS, layers, 0);
+    if (miss !== 0) return miss;
+    return layers.some((layer) => layer !== 0) ? -1 : 0;
   }
 
   /** Stamps of regions [first, first + count) into `out` at `outAt`. Returns 0 or a miss, as `resolve`. */

@@ -140,9 +140,9 @@ export class Store {
     return graftMiss(this.map, this.device(source).root, blockOf(offset), blockOf(length));
   }
 
-  /** Whether there may be data from byte `from` on; false is certain. */
-  mayHoldFrom(id: number, from: number): boolean {
-    return this.map.mayHoldFrom(this.device(id).root, blockOf(from));
+  /** Whether there is data from byte `from` on: 0 = no, −1 = yes (or zeros that were written in pieces), else a map node to load first. */
+  holdsFrom(id: number, from: number): number {
+    return this.map.holdsFrom(this.device(id).root, blockOf(from));
   }
 
   /** Growing adds zeros; what shrinking cuts off is gone for good (BlockMap.resize). */

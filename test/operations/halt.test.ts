@@ -62,6 +62,7 @@ t.test('without the secondary nothing is done, the reason is named, and the writ
     const asked = primary.control.snapshot('g', { source: 'a', name: 'never', halt: true, waitSeconds: 2 });
     await waitFor('the status says that writers wait', async () => (await primary.group('g')).journal.stalled === 'writers wait for an operation with --halt');
     await t.rejects(primary.control.snapshot('g', { source: 'a', name: 'second', halt: true }), { code: 'halt/busy' });
+    await t.rejects(primary.control.snapshot('g', { source: 'a', name: 'between' }), { code: 'halt/busy' });
     await asked;
     t.fail('it was done');
   } catch (error) {
