@@ -236,7 +236,7 @@ export class RealRun {
       const reply = await carryOut(this.primary.control, request);
       if (verdict.operation === undefined) throw new Error(`${words} was done; against it was ${[...verdict.against].join(', ')}`);
       belief.endOperation(belief.after(verdict.operation));
-      this.dropConnections(verdict.operation);
+      await this.dropConnections(verdict.operation);
       compareFacts(reply.devices, belief.state, `the reply to ${words}`, false);
     } catch (error) {
       if (!(error instanceof ControlError)) throw error;
@@ -254,11 +254,12 @@ export class RealRun {
     }
   }
 
-  /** Connections that the operation closed, or that know another size of the device. */
-  private dropConnections(operation: Operation): void {
+  /** Connections that the operation closed, or that know another size of the device. The daemon must not count them any more. */
+  private async dropConnections(operation: Operation): Promise<void> {
     for (const id of concerned(operation)) {
-      this.connections.get(id)?.destroy();
+      const client = this.connections.get(id);
       this.connections.delete(id);
+      await client?.disconnect();
     }
   }
 
