@@ -26,6 +26,7 @@ import type { Reactor } from '../io/reactor.js';
 import { MAX_BATCH_PAYLOAD } from '../journal/format.js';
 import { NbdServer } from '../nbd/server.js';
 import type { Listener } from '../nbd/listener.js';
+import { warmUpGraft } from '../store/mapgraft.js';
 import type { WalkerOptions } from '../store/walker.js';
 import { listening, tryAddresses } from './addresses.js';
 import { drainVolatile } from './followers.js';
@@ -96,6 +97,7 @@ export class DataPath {
     takeFixedMemory(reactor.arena, config, scale, surroundings.serveNbd !== false);
     this.blocks = new NodeBlocks(new RequestTable(scale.requestSlots));
     warmUpMarkers(rehearsal());
+    warmUpGraft();
     for (const group of config.groups) this.openGroup(group, scale);
     // After the groups: a tick appends and applies before it sends replies.
     this.links = new Links(reactor, config, [...this.blocks.all()], log);
