@@ -42,8 +42,10 @@ import type { WalkerOptions } from '../store/walker.js';
 import { Core } from './core.js';
 import type { CoreState } from './core.js';
 import { CacheReads } from './caching.js';
+import { withKept } from './kept.js';
 import { claim, journalDirectoryOf, removeSegments } from './place.js';
 import type { Opening, PlaceOptions } from './place.js';
+import type { EpochEntry } from './replica.js';
 import { Sizes } from './sizes.js';
 import { LOCAL_ARENA_BYTES, LocalContent } from './local.js';
 import { VolatileRounds } from './volatile.js';
@@ -125,6 +127,8 @@ export class Content {
   /** Set when a record could not be executed: everything behind it is kept, nothing is executed. */
   applyProblem: string | undefined;
   private stoppedAt: Position | undefined;
+  /** Executed and kept ones; undefined while everything is executed. */
+  private receivedEpochs: readonly EpochEntry[] | undefined;
   private destaged: Position;
   private lastCheckpointUs: number;
   private checkpointWanted = false;
@@ -247,10 +251,13 @@ export class Content {
           core.repend(header, lsn);
           return;
         }
-        if (this.applyProblem !== undefined) return;
-        this.local.advance(lsn, core.epochs);
-        this.applyProblem = core.apply(header, lsn, payloadAt);
-        if (this.applyProblem !== undefined) applied = { lsn, ...chainBefore(this.reactor, header) };
+        if (this.applyProblem === undefined) {
+          this.local.advance(lsn, core.epochs);
+          this.applyProblem = core.apply(header, lsn, payloadAt);
+          if (this.applyProblem === undefined) return;
+          applied = { lsn, ...chainBefore(this.reactor, header) };
+        }
+        this.keep(header, lsn, payloadAt);
       },
     });
     // What a volatile journal holds is durable by the checkpoint alone.
@@ -288,6 +295,16 @@ export class Content {
 
   get appliedLsn(): number {
     return this.stoppedAt?.lsn ?? this.journal.appendedLsn;
+  }
+
+  /** Of everything below the journal's end; `core.epochs` are those of what was executed. */
+  get epochs(): readonly EpochEntry[] {
+    return this.receivedEpochs ?? this.core.epochs;
+  }
+
+  /** Nothing of the batch with header at `at`, which stands at `lsn`, is executed; a marker's body is at `payloadAt`. */
+  keep(at: number, lsn: number, payloadAt: number): void {
+    this.receivedEpochs = withKept(this.epochs, this.reactor.arena, at, lsn, payloadAt);
   }
 
   /** The record behind `before` could not be executed. */

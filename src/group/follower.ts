@@ -62,11 +62,15 @@ export class Follower {
     const before = journal.position;
     const result = journal.receive(at, payloadAt);
     if (result < 0) return { kind: 'failed', reason: host.notFollowing ?? 'the journal failed' };
-    if (content.applyProblem !== undefined) return { kind: 'kept', reason: content.applyProblem };
+    if (content.applyProblem !== undefined) {
+      content.keep(at, before.lsn, payloadAt);
+      return { kind: 'kept', reason: content.applyProblem };
+    }
     const { tree, epoch } = content.core;
     const problem = content.core.apply(at, before.lsn, payloadAt);
     if (problem !== undefined) {
       content.stopApplying(before, problem);
+      content.keep(at, before.lsn, payloadAt);
       this.log.error(`stops applying: ${problem}. The last state stays readable, the journal goes on being received`);
       host.contentChanged();
       return { kind: 'kept', reason: problem };

@@ -204,7 +204,7 @@ export class Group implements ReplicatedGroup {
   }
 
   get epochs(): readonly EpochEntry[] {
-    return this.opened?.core.epochs ?? [];
+    return this.opened?.epochs ?? [];
   }
 
   get position(): Position {

@@ -120,6 +120,25 @@ export function decodeMarker(bytes: Uint8Array): Marker | string {
   return { operation: operation.data, wallMs: outer.data.t, digest: outer.data.d };
 }
 
+/** Of an epoch whose record names no node in a way that this version understands. */
+export const UNKNOWN_NODE = 'unknown';
+
+/**
+ * Whose an epoch is, from a record in `bytes` that this version may not know: only what it says plainly. Where it says
+ * nothing, the epoch counts as another node's, of which nothing is undone, and as one before which something was lost.
+ */
+export function claimedEpoch(bytes: Uint8Array): Pick<EpochOperation, 'node' | 'lossless'> {
+  let raw: unknown;
+  try {
+    raw = unpack(bytes);
+  } catch {
+    // Whatever it is: nothing of it is executed, and decodeMarker has said so.
+    raw = undefined;
+  }
+  const claims = z.object({ o: z.object({ node: z.string().regex(NAME_PATTERN), lossless: z.boolean().catch(false) }) }).safeParse(raw);
+  return claims.success ? claims.data.o : { node: UNKNOWN_NODE, lossless: false };
+}
+
 /** The code of markers is warm in this process. */
 let warm = false;
 

@@ -57,6 +57,7 @@ export interface ReplicatedGroup {
   readonly roleReason: string;
   readonly journal: Journal;
   readonly meter: WireMeter;
+  /** Of everything below `position`, executed or not. */
   readonly epochs: readonly EpochEntry[];
   /** Position behind the last appended batch. */
   readonly position: Position;

@@ -1,9 +1,10 @@
 /** Records that no honest primary writes are not executed: each is a sentence, and none touches what is this node's own. */
+import { pack } from 'msgpackr';
 import t from 'tap';
 import { putU64 } from '../../src/base/words.js';
 import { LOCAL_DEVICES, MIB } from '../../src/base/units.js';
 import { Core } from '../../src/group/core.js';
-import { decodeMarker, encodeMarker } from '../../src/group/record.js';
+import { claimedEpoch, decodeMarker, encodeMarker, UNKNOWN_NODE } from '../../src/group/record.js';
 import type { Operation } from '../../src/group/record.js';
 import type { Arena } from '../../src/io/arena.js';
 import { BATCH_HEADER_BYTES, RecordKind } from '../../src/journal/format.js';
@@ -56,4 +57,14 @@ t.test('data and zeros for a local device are not written, though the store has 
     t.equal(apply(kind, 7), undefined);
   }
   t.strictSame(done, ['write 7', 'zero 7']);
+});
+
+t.test('an epoch whose record this version does not know is still said to be of its node', async (t) => {
+  const of = (o: unknown): unknown => claimedEpoch(pack({ o, t: 1, d: '0'.repeat(32) }));
+  t.same(of({ op: 'epoch-2', number: 4, node: 'a', lossless: true, more: 1 }), { node: 'a', lossless: true });
+  t.same(of({ op: 'epoch-2', node: 'a' }), { node: 'a', lossless: false });
+  const unknown = { node: UNKNOWN_NODE, lossless: false };
+  for (const o of [undefined, 7, {}, { node: 'no name\n' }, { node: 7, lossless: true }]) t.same(of(o), unknown);
+  t.same(claimedEpoch(new Uint8Array([0xc1])), unknown);
+  t.same(claimedEpoch(new Uint8Array(0)), unknown);
 });
