@@ -62,6 +62,8 @@ const CAP_SYS_ADMIN = 21n;
 const MAIN = fileURLToPath(new URL('./main.js', import.meta.url));
 /** Between SIGTERM and SIGKILL to a command that took too long. */
 const GRACE_MS = 5000;
+/** How often is looked whether what it started is gone, too. */
+const LOOK_MS = 50;
 const MAX_LINE_CHARACTERS = 256;
 
 export const REAL_FREEZE_SYSTEM: FreezeSystem = {
@@ -123,11 +125,19 @@ function runCommand(command: string, environment: Readonly<Record<string, string
     const child = spawn('/bin/sh', ['-c', command], { detached: true, stdio: ['ignore', 2, 2], env: { ...process.env, ...environment } });
     let why: CommandEnd | undefined;
     let grace: NodeJS.Timeout | undefined;
+    let look: NodeJS.Timeout | undefined;
+    let killed = false;
+    /** How sh ended; what it started may be there still. */
+    let ended: CommandEnd | undefined;
     const stopFor = (reason: CommandEnd): void => {
       if (why !== undefined) return;
       why = reason;
       signalGroup(child, 'SIGTERM');
-      grace = setTimeout(() => signalGroup(child, 'SIGKILL'), GRACE_MS);
+      grace = setTimeout(() => {
+        killed = true;
+        signalGroup(child, 'SIGKILL');
+        if (ended !== undefined) over(ended);
+      }, GRACE_MS);
     };
     const timer = setTimeout(() => stopFor({ kind: 'timeout', seconds: limitMs / 1000 }), limitMs);
     const interrupted = (): void => stopFor({ kind: 'interrupted' });
@@ -135,20 +145,34 @@ function runCommand(command: string, environment: Readonly<Record<string, string
     const over = (end: CommandEnd): void => {
       clearTimeout(timer);
       clearTimeout(grace);
+      clearInterval(look);
       stop?.removeEventListener('abort', interrupted);
       resolve(why ?? end);
     };
     child.once('error', (error) => over({ kind: 'unstartable', message: error.message }));
-    child.once('exit', (code, signal) => over(signal === null ? { kind: 'exit', code: code ?? 1 } : { kind: 'signal', signal }));
+    child.once('exit', (code, signal) => {
+      const end: CommandEnd = signal === null ? { kind: 'exit', code: code ?? 1 } : { kind: 'signal', signal };
+      // What a command that ended by itself left running is its own business; one that is stopped is stopped as a whole.
+      if (why === undefined || killed || !signalGroup(child, 0)) return over(end);
+      ended = end;
+      look = setInterval(() => {
+        if (!signalGroup(child, 0)) over(end);
+      }, LOOK_MS);
+    });
   });
 }
 
-function signalGroup(child: ChildProcess, signal: NodeJS.Signals): void {
-  if (child.pid === undefined) return;
+/** False: nothing of the group of `child` is there any more. Signal 0 only looks. */
+function signalGroup(child: ChildProcess, signal: NodeJS.Signals | 0): boolean {
+  if (child.pid === undefined) return false;
   try {
-    process.kill(-child.pid, signal);
+    return process.kill(-child.pid, signal);
   } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
     // It ended by itself meanwhile.
-    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+    if (code === 'ESRCH') return false;
+    // What is left of it became another user's (sudo), and only that one can stop it.
+    if (code === 'EPERM') return true;
+    throw error;
   }
 }

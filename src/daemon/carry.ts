@@ -114,6 +114,7 @@ export class Carry {
         else answer.failed(error);
       });
     };
+    if (from !== null) checkFinal(group, typeof from === 'object' ? from.lsn : from);
     if (typeof from === 'object' && from !== null) {
       this.checkPlace(group, from, 'the position', 'name another one, or leave --from out for the oldest', (error) => {
         if (error === undefined) caught(answer, () => create(from));
@@ -314,9 +315,9 @@ export function cursorEntry(group: Group, name: string): CursorEntry {
   };
 }
 
-/** This node's position once it is durable; at LSN 0 for a node that has nothing. */
+/** What this node has executed, once it is durable; LSN 0 for a node that has nothing. */
 function position(group: Group, answer: CarryAnswer): void {
-  const here = epochPosition(group.epochs, group.position);
+  const here = epochPosition(group.epochs, group.appliedPosition);
   const reply = { group: group.name, position: formatPosition(here), lsn: here.lsn };
   if (!group.hasContent) answer.done(reply);
   else group.whenDurable(here.lsn, (error) => (error === undefined ? answer.done(reply) : answer.failed(error)));
@@ -345,6 +346,16 @@ function checkRetained(group: Group, lsn: number): void {
     throw new OperatorError('journal/not-retained', `the journal of group ${group.name} begins at LSN ${pool.firstLsn} now, LSN ${lsn} is gone: what was fed from there has to be built anew (README, "Rebuild a secondary")`);
   }
   if (lsn > appendedLsn) throw new OperatorError('cursor/other-history', `LSN ${lsn} lies beyond the journal of group ${group.name}, which ends at LSN ${appendedLsn}`);
+}
+
+/** A cursor begins at nothing that this node, or its primary, may lose still: after that it would stand in no history. */
+function checkFinal(group: Group, lsn: number): void {
+  checkRetained(group, lsn);
+  // A secondary that was just started does not know yet what its primary has; what a checkpoint has stays in any case.
+  const final = Math.max(exportableLsn(group), group.content.checkpointer.committedAt.lsn);
+  if (lsn > final) {
+    throw new OperatorError('cursor/not-exported', `LSN ${lsn} of group ${group.name} can still be lost: this node knows it to be durable up to LSN ${final} only; try again in a moment, or begin at that LSN or below`);
+  }
 }
 
 /** Runs `work`; what it throws goes to `answer`, unless it is a bug. */

@@ -13,9 +13,10 @@
  *   32 JSON text
  *
  * What recovery sees after power loss: the slot being written is whole or its
- * checksum differs; the other one is whole, for it was made durable before. So
- * with one slot all zeros and the other one damaged the very first write was cut
- * off, and nobody was told of a cursor.
+ * checksum differs; the other one is whole, for it was made durable before. The
+ * first change goes to both, one after the other, before anybody is told: so with
+ * one slot all zeros and the other one damaged that write was cut off, and once
+ * somebody was told, damage to one slot never looks like that.
  */
 
 import { z } from 'zod';

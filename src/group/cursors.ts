@@ -139,7 +139,9 @@ export class Cursors {
     // A slot whose write has failed is written again whole: the sequence has not moved on.
     const sequence = this.sequence + 1;
     arena.u8.set(encodeCursorSlot({ sequence, groupId: this.groupId, cursors: [...written.values()] }), buffer);
-    const table = new JobTable(3).add(JobOp.pwrite, fd, buffer, CURSOR_SLOT_BYTES, (sequence % 2) * CURSOR_SLOT_BYTES).add(JobOp.fdatasync, fd, 0, 0, 0);
+    const table = new JobTable(5).add(JobOp.pwrite, fd, buffer, CURSOR_SLOT_BYTES, (sequence % 2) * CURSOR_SLOT_BYTES).add(JobOp.fdatasync, fd, 0, 0, 0);
+    // The first change is in both: else damage to its slot could not be told from a first write that was cut off.
+    if (this.sequence === 0) table.add(JobOp.pwrite, fd, buffer, CURSOR_SLOT_BYTES, ((sequence + 1) % 2) * CURSOR_SLOT_BYTES).add(JobOp.fdatasync, fd, 0, 0, 0);
     if (!this.named) table.add(JobOp.fsync, folder, 0, 0, 0);
     reactor.submit(Queue.checkpoint, table, finish);
   }

@@ -211,6 +211,10 @@ export class Group implements ReplicatedGroup {
     return this.opened?.journal.position ?? ZERO;
   }
 
+  get appliedPosition(): Position {
+    return this.opened?.appliedPosition ?? ZERO;
+  }
+
   get appliedLsn(): number {
     return this.opened?.appliedLsn ?? 0;
   }
@@ -434,9 +438,7 @@ export class Group implements ReplicatedGroup {
     return result;
   }
 
-  setPrimaryDurable(lsn: number): void {
-    this.follower.setPrimaryDurable(lsn);
-  }
+  setPrimaryDurable(lsn: number): void { this.follower.setPrimaryDurable(lsn); }
 
   onRoom(hook: () => void): () => void {
     return this.follower.onRoom(hook);
@@ -455,9 +457,7 @@ export class Group implements ReplicatedGroup {
     this.exports.disconnectAll('the device was taken back to an earlier state, that of its primary');
   }
 
-  contentChanged(): void {
-    this.exports.update();
-  }
+  contentChanged(): void { this.exports.update(); }
 
   // ---- sending side ---------------------------------------------------------------------------------
 

@@ -61,7 +61,9 @@ export interface ReplicatedGroup {
   readonly epochs: readonly EpochEntry[];
   /** Position behind the last appended batch. */
   readonly position: Position;
-  /** Everything below was executed on this node's devices. */
+  /** Behind the last batch that was executed on this node's devices: `position`, unless the applier has stopped. */
+  readonly appliedPosition: Position;
+  /** Its LSN. */
   readonly appliedLsn: number;
   /** Nothing below can be undone any more (DESIGN §5). */
   readonly stableLsn: number;

@@ -45,7 +45,7 @@ type State =
   | { readonly kind: 'failed'; readonly error: Error };
 
 export interface ImportReport {
-  /** This node's journal is durable up to here: what may be acknowledged. */
+  /** Everything below is durable in this node's journal, and executed: what may be acknowledged. */
   readonly durable: EpochPosition;
   /** Everything below was received, and executed. */
   readonly receivedLsn: number;
@@ -105,11 +105,11 @@ export class Importer {
     this.run();
   }
 
-  /** Answers when everything taken is durable, or can never be. */
+  /** Answers when everything taken and executed is durable, or can never be. */
   finish(done: () => void): void {
     const poll = (): void => {
       const { group } = this;
-      if (!this.idle && group.groupId !== undefined && group.role !== 'stopped' && this.durable.lsn < group.position.lsn) {
+      if (!this.idle && group.groupId !== undefined && group.role !== 'stopped' && this.durable.lsn < group.appliedLsn) {
         this.sync();
         this.reactor.after(RETRY_US, poll);
         return;
@@ -288,12 +288,13 @@ export class Importer {
     if (total > group.journal.pool.capacity) {
       throw new OperatorError('link/segment-too-small', `a batch of ${total} bytes does not fit the journal's segments here (${group.journal.pool.segmentBytes} bytes): set segmentSize as on node ${preface.node}`);
     }
-    // Also when the journal is full: room comes from destaging, and that may wait for this very LSN.
-    group.setPrimaryDurable(next.lsn);
+    // Also when the journal is full: room comes from destaging what is here. Of what is not, nothing may be believed yet.
+    group.setPrimaryDurable(here.lsn);
     const result = group.receive(at, at + used);
     this.full = result.kind === 'full';
     if (this.full) return false;
     if (result.kind === 'failed') throw new OperatorError('group/stopped', `group ${group.name} takes nothing in: ${result.reason}`);
+    group.setPrimaryDurable(next.lsn);
     this.at = next;
     this.epochBytes.set(reactor.arena.u8.subarray(at + 48, at + 64));
     this.wantSync();
@@ -327,9 +328,11 @@ export class Importer {
   private sync(): void {
     const { group } = this;
     if (this.idle || group.groupId === undefined) return;
+    // Not the journal's end: a record that this node cannot execute has arrived, but nobody may give it up for that.
+    const end = group.appliedPosition;
     // Behind the position only after a rewind: then that sync says nothing any more.
-    if (this.syncing !== undefined && this.syncing.lsn <= group.position.lsn) return;
-    const target = epochPosition(group.epochs, group.position);
+    if (this.syncing !== undefined && this.syncing.lsn <= end.lsn) return;
+    const target = epochPosition(group.epochs, end);
     if (group.journal.durableLsn >= target.lsn) {
       this.durable = target;
       return;
@@ -343,7 +346,7 @@ export class Importer {
     if (syncing === undefined || group.journal.durableLsn < syncing.lsn) return;
     this.syncing = undefined;
     this.durable = syncing;
-    if (group.position.lsn > syncing.lsn) this.wantSync();
+    if (group.appliedLsn > syncing.lsn) this.wantSync();
   }
 
   /** Takes nothing more; a push under way is answered with `why`. Idempotent. */

@@ -1,5 +1,5 @@
 /** snapshot --freeze, --exec-before, --exec-after: a real daemon socket and real watchdog logic, over a kernel that remembers what is frozen. */
-import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import type { Test } from 'tap';
@@ -346,6 +346,15 @@ t.test('commands are run by sh with what they are told, and are stopped with all
   t.strictSame(await stopped, { kind: 'interrupted' });
   await gone();
   t.strictSame(await run('exit 0', {}, 1000, stop.signal), { kind: 'interrupted' });
+  // The first SIGTERM ends sh alone: what ignores it is killed before anybody is told.
+  t.strictSame(await run(`(trap "" TERM; echo >${directory}/deaf; exec sleep 44) & echo $! >${directory}/pid; wait`, {}, 1000), { kind: 'timeout', seconds: 1 });
+  t.ok(existsSync(join(directory, 'deaf')));
+  await gone();
+  // A command that ends by itself may leave something running.
+  t.strictSame(await run(`sleep 44 & echo $! >${directory}/pid`, {}, 10_000), { kind: 'exit', code: 0 });
+  const left = Number(readFileSync(join(directory, 'pid'), 'utf8'));
+  t.ok(process.kill(left, 0));
+  process.kill(left, 'SIGKILL');
 });
 
 // ---- mounts -------------------------------------------------------------------------------------------

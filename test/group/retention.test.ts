@@ -132,28 +132,45 @@ t.test('power loss at any moment leaves each cursor where somebody was told it i
   }
 });
 
+/** Of a node that is stopped. */
+function damage(rig: Rig, slot: number): void {
+  const io = rig.host.node.start();
+  const fd = io.open(Rig.path('cursors'), O.RDWR, 0);
+  new Uint8Array(io.memory).fill(0x55, 4096, 4196);
+  io.pwrite(fd, 4096, 100, slot * 8192 + 40);
+  io.fdatasync(fd);
+  io.close(fd);
+  rig.host.node.stop();
+}
+
 t.test('a damaged file of cursors stops the group and says what to do; one that was never finished does not', async (t) => {
   const rig = Rig.started(4, TINY);
   t.teardown(() => rig.dispose());
   create(rig, 'a');
   create(rig, 'b');
   rig.stop();
-  const damage = (slot: number): void => {
-    const io = rig.host.node.start();
-    const fd = io.open(Rig.path('cursors'), O.RDWR, 0);
-    new Uint8Array(io.memory).fill(0x55, 4096, 4196);
-    io.pwrite(fd, 4096, 100, slot * 8192 + 40);
-    io.fdatasync(fd);
-    io.close(fd);
-    rig.host.node.stop();
-  };
   // Two changes: slots 1 and 0. Without the newer one the older one counts.
-  damage(0);
+  damage(rig, 0);
   t.equal(rig.tryStart(), undefined);
   t.strictSame(cursorsOf(rig).all().map((one) => one.name), ['a']);
   rig.stop();
-  damage(1);
+  damage(rig, 1);
   t.match(rig.tryStart(), /neither slot of cursors can be read .*move the file away/);
+});
+
+t.test('damage to the slot of the only change so far loses no cursor silently', async (t) => {
+  for (const slot of [0, 1]) {
+    const rig = Rig.started(5, TINY);
+    t.teardown(() => rig.dispose());
+    create(rig, 'a');
+    rig.stop();
+    damage(rig, slot);
+    t.equal(rig.tryStart(), undefined);
+    t.strictSame(cursorsOf(rig).all().map((one) => one.name), ['a']);
+    rig.stop();
+    damage(rig, 1 - slot);
+    t.match(rig.tryStart(), /neither slot of cursors can be read/);
+  }
 });
 
 t.test('as many cursors as may be fit their slot', async (t) => {

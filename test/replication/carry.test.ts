@@ -306,7 +306,7 @@ t.test('a full journal holds the push until there is room; a stopped applier end
   importer.push(stream, (error) => (outcome = error));
   bench.until(() => importer.report.full);
   t.equal(b.position.lsn, fullAt);
-  t.equal(b.primaryDurable, a.batches[7].end, 'it knows that it may destage up to the batch that waits');
+  t.equal(b.primaryDurable, fullAt, 'it knows that it may destage what it has, and nothing of the batch that waits');
   t.equal(outcome, null, 'and the carrier waits');
   b.makeRoom();
   bench.until(() => outcome !== null);
@@ -316,8 +316,21 @@ t.test('a full journal holds the push until there is room; a stopped applier end
   const c = bench.group('c');
   const keptAt = a.batches[9].lsn;
   c.answer = (lsn) => (lsn === keptAt ? { kind: 'kept', reason: 'it does not know the operation "fold"' } : undefined);
-  t.equal(refusal(bench.take(c, stream).error, 'import/kept', /cannot execute the record at LSN \d+, so it has stopped applying.*"fold"/), undefined);
+  const kept = bench.take(c, stream);
+  t.equal(refusal(kept.error, 'import/kept', /cannot execute the record at LSN \d+, so it has stopped applying.*"fold"/), undefined);
   t.equal(c.batches.length, 10, 'that record was received, and no other');
+  c.journal.syncNow();
+  t.ok(c.journal.durableLsn > keptAt, 'and it is durable');
+  const again = bench.importer(c);
+  let told = false;
+  again.finish(() => (told = true));
+  bench.until(() => told && again.report.durable.lsn !== 0);
+  for (const importer of [kept.importer, again]) {
+    const { durable } = importer.report;
+    t.equal(durable.lsn, keptAt, 'but it is not told as taken');
+    t.strictSame(durable, epochPosition(c.epochs, c.appliedPosition));
+    t.match(importer.report, { appliedLsn: keptAt, receivedLsn: c.batches[9].end });
+  }
   c.answer = undefined;
   t.equal(refusal(bench.importer(c).refusal(), 'import/kept', /has stopped applying at LSN \d+ and imports nothing more/), undefined);
 });

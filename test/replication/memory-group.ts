@@ -60,7 +60,7 @@ export class MemoryGroup implements ReplicatedGroup {
   private readonly durableHooks = new Set<() => void>();
   private readonly roomHooks = new Set<() => void>();
   private changing = false;
-  private lastApplied = 0;
+  private lastApplied: Position = ZERO;
 
   constructor(private readonly reactor: Reactor, private readonly options: MemoryGroupOptions) {
     this.name = options.name ?? 'g';
@@ -76,8 +76,12 @@ export class MemoryGroup implements ReplicatedGroup {
     return this.opened?.position ?? ZERO;
   }
 
-  get appliedLsn(): number {
+  get appliedPosition(): Position {
     return this.lastApplied;
+  }
+
+  get appliedLsn(): number {
+    return this.lastApplied.lsn;
   }
 
   get stableLsn(): number {
@@ -190,7 +194,7 @@ export class MemoryGroup implements ReplicatedGroup {
     bytes.set(arena.u8.subarray(from, from + payload), used);
     arena.release(at);
     this.batches.push({ lsn, end: lsn + total, bytes });
-    this.lastApplied = journal.appendedLsn;
+    this.lastApplied = journal.position;
   }
 
   /** Gives journal segments below every cursor, and below `lsn`, back. */

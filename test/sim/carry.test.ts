@@ -103,3 +103,22 @@ t.test('a secondary of a link is exported from, and drain waits for links and cu
   b.start();
   t.match(ask(a, { op: 'drain', group: GROUP, waitSeconds: 60 }), { drained: true, behind: [] });
 });
+
+t.test('a cursor does not begin at what can still be lost, and begins there once it cannot', async (t) => {
+  const { world, a, ask } = three(t);
+  a.start();
+  ask(a, CREATE);
+  const before = a.group.position.lsn;
+  a.command({ ...CREATE, name: 'w' });
+  world.run(() => a.group.position.lsn > before, { us: 60e6 });
+  const { lsn, chainHi, chainLo } = a.group.position;
+  t.ok(a.group.journal.durableLsn < lsn);
+  const position = { epochId: a.group.epochs.at(-1)!.id, lsn, chainHi, chainLo };
+  for (const from of [lsn, position]) {
+    t.throws(() => ask(a, { op: 'exportOpen', group: GROUP, cursor: 'early', from }), { code: 'cursor/not-exported', message: /LSN \d+ of group \S+ can still be lost.*durable up to LSN \d+ only/ });
+  }
+  t.equal(a.group.retention.cursors.count, 0);
+  a.group.journal.sync(lsn);
+  world.run(() => a.group.journal.durableLsn >= lsn, { us: 60e6 });
+  for (const [cursor, from] of [['one', lsn], ['two', position]] as const) t.match(ask(a, { op: 'exportOpen', group: GROUP, cursor, from }), { durable: lsn });
+});
