@@ -6,6 +6,7 @@
  * what may be released. Must not know: roles, requests, links.
  *
  *     state.json          statefile.ts
+ *     final               finalnote.ts
  *     journal/segment-*   journal/, unless it lies elsewhere (place.ts)
  *     map-*               store/mapfile.ts
  *     checkpoint-0, -1    store/slot.ts
@@ -42,6 +43,7 @@ import type { WalkerOptions } from '../store/walker.js';
 import { Core } from './core.js';
 import type { CoreState } from './core.js';
 import { CacheReads } from './caching.js';
+import { FINAL_ARENA_BYTES, FINAL_FILE, FinalNote } from './finalnote.js';
 import { withKept } from './kept.js';
 import { claim, journalDirectoryOf, removeSegments } from './place.js';
 import type { Opening, PlaceOptions } from './place.js';
@@ -70,7 +72,7 @@ export interface ContentOptions extends PlaceOptions {
 
 /** Arena bytes that an open group holds. */
 export function contentArenaBytes(options: { readonly destager: { readonly bufferBytes: number }; readonly checkpointer: { readonly bufferBytes: number } }): number {
-  return JOURNAL_ARENA_BYTES + LOCAL_ARENA_BYTES + NODE_READS_ARENA_BYTES + SINK_BYTES + 2 * BLOCK_BYTES +
+  return JOURNAL_ARENA_BYTES + LOCAL_ARENA_BYTES + NODE_READS_ARENA_BYTES + SINK_BYTES + 2 * BLOCK_BYTES + FINAL_ARENA_BYTES +
     DESTAGE_BUFFERS * allocatedBytes(options.destager.bufferBytes) + allocatedBytes(options.checkpointer.bufferBytes);
 }
 
@@ -114,6 +116,10 @@ export class Content {
   readonly sizes: Sizes;
   readonly local: LocalContent;
   readonly caching: CacheReads;
+  /** How far the layers may have been written by a secondary. */
+  readonly final: FinalNote;
+  /** Known since the start: nothing below can be undone, whatever the primary has told since. */
+  floorLsn = 0;
   /** How a group with a volatile journal becomes durable. */
   readonly rounds: VolatileRounds | undefined;
   /** SINK_BYTES of arena that anything may be read into and nothing is read from. */
@@ -146,6 +152,7 @@ export class Content {
       directory: options.directory, groupId: options.groupId, bootId: options.bootId,
       segmentBytes: options.journal.segmentBytes, journalBytes: options.journal.segmentBytes * options.journal.maxSegments, syncUs: options.journal.syncUs,
     }, () => ({ epochId: core.epoch!.id, lsn: this.appliedLsn }));
+    this.final = new FinalNote(reactor, options.directory, options.groupId);
     core.localSnapshots = this.local.adoption;
     this.destaged = lowWater;
     this.longestFileBytes = longestFileBytes(reactor.io, `${options.directory}/layers`);
@@ -220,6 +227,7 @@ export class Content {
     const core = openCore(reactor, options, () => content);
     const content = new Content(reactor, options, nodeReads, file, sequence, body.at, body.lowWater, core);
     try {
+      content.final.load();
       content.store.layers.restore(body.nextLayer, body.layers);
       content.store.restore(body.devices);
       core.restore(body.group as CoreState);
@@ -227,6 +235,7 @@ export class Content {
       content.local.open(body.local, extent.suspect === true);
       if ((extent.opening ?? 'journal') === 'journal') content.replay(body.at, body.lowWater, extent);
       else content.beginAnew(body.at);
+      content.floorLsn = content.knownFinal();
       content.checkpointer.foundFiles(MapFile.numbers(io, directory), found.older?.body.mapFile);
       content.recovered = { ...content.recovered, damagedSlot: found.damaged, staleFiles: content.store.layers.reconcile() };
     } catch (error) {
@@ -243,7 +252,7 @@ export class Content {
     let applied: Position | undefined;
     const result = recoverJournal(this.reactor, journal, {
       from: lowWater,
-      durableLsn: until === undefined ? Math.max(at.lsn, extent.knownDurableLsn ?? 0) : 0,
+      durableLsn: until === undefined ? Math.max(at.lsn, extent.knownDurableLsn ?? 0, this.final.lsn) : 0,
       ...(until === undefined ? {} : { until }),
       ownEpoch: own,
       visit: (header, payloadAt, lsn) => {
@@ -274,10 +283,19 @@ export class Content {
   private beginAnew(at: Position): void {
     const { journal, core } = this;
     removeSegments(this.reactor.io, journal.options.directory);
+    // A round that was noted and then not written: what will stand above may be undone again.
+    must(this.final.setNow(Math.min(this.final.lsn, at.lsn)), 'note how far the layers are written in', this.options.directory);
     journal.create(at, core.epoch ?? { number: 0, id: '0'.repeat(32) });
     must(this.reactor.io.fdatasync(journal.pool.current.fd), 'fdatasync', journal.pool.current.path);
     must(this.reactor.io.syncDirectory(journal.options.directory), 'fsync', journal.options.directory);
     this.local.ended(at.lsn, core.epochs);
+  }
+
+  /** What a restart knows of `stable`: layers were written below the note, and a local device is ready only when its position is final. */
+  private knownFinal(): number {
+    let lsn = this.final.lsn;
+    for (const device of this.local.tree.all()) if (device.ready) lsn = Math.max(lsn, device.followsLsn);
+    return lsn;
   }
 
   /** Tells the log how it was opened. */
@@ -405,6 +423,7 @@ export class Content {
     this.checkpointer.close();
     this.store.close();
     this.local.close();
+    this.final.close();
     this.journal.close();
     if (this.released) return;
     this.released = true;
@@ -437,7 +456,7 @@ function chainBefore(reactor: Reactor, header: number): { chainHi: number; chain
 function removeLeftovers(reactor: Reactor, options: ContentOptions): void {
   const { io } = reactor;
   const { directory } = options;
-  for (const name of ['checkpoint-0', 'checkpoint-1']) io.unlink(`${directory}/${name}`);
+  for (const name of ['checkpoint-0', 'checkpoint-1', FINAL_FILE]) io.unlink(`${directory}/${name}`);
   removeSegments(io, journalDirectoryOf(options));
   for (const name of io.list(`${directory}/layers`)) must(io.unlink(`${directory}/layers/${name}`), 'remove', `${directory}/layers/${name}`);
 }

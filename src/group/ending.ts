@@ -5,6 +5,7 @@
  * Owns: the order of waiting. Must not know: clients, links; they are gone.
  */
 
+import { IoError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Position } from '../journal/journal.js';
@@ -32,7 +33,11 @@ export function endContent(reactor: Reactor, host: EndingHost, content: Content,
         return;
       }
       if (host.role !== 'stopped') content.local.log.settleNow();
-      done(cleanEnd(host, content, log));
+      const at = cleanEnd(host, content, log);
+      // All of it is final, also for a secondary that is made by copying this directory.
+      const noted = at === undefined || host.role !== 'primary' ? 0 : content.final.setNow(Math.max(content.final.lsn, at.lsn));
+      if (noted < 0) log.warn(`the stop is not a clean one: ${new IoError(-noted, 'note how far the layers are written in', content.options.directory).message}`);
+      done(noted < 0 ? undefined : at);
     };
     wait();
   });

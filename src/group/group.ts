@@ -156,6 +156,8 @@ export class Group implements ReplicatedGroup {
     content.journal.onFailure = (error) => this.journalFailed(error);
     content.reader.onProblem = (error) => this.failed(error);
     content.checkpointer.onCorruption = content.destager.onCorruption = (error) => this.failed(error);
+    // The own durable LSN, which a primary goes by, is found again by recovery.
+    content.destager.beforeWriting = (lsn, done) => (this.role === 'primary' ? done(0) : content.final.note(lsn, done));
     content.journal.pool.onCreated = (failure) => {
       if (failure !== undefined) this.log.error(`the journal cannot grow: ${failure}`);
     };
@@ -221,7 +223,7 @@ export class Group implements ReplicatedGroup {
 
   get stableLsn(): number {
     const own = this.opened?.journal.stableLsn ?? 0;
-    return this.role === 'secondary' ? Math.min(own, this.follower.primaryDurableLsn) : own;
+    return this.role === 'secondary' ? Math.min(own, Math.max(this.follower.primaryDurableLsn, this.opened?.floorLsn ?? 0)) : own;
   }
 
   /** Writers that wait for room in the journal. */

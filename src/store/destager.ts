@@ -8,9 +8,10 @@
  * Steps of a round, and what recovery sees if power fails right after each:
  *   1. seal        nothing on disk changed
  *   2. wait until `stable` has reached the seal: the write-ahead rule, nothing that could be undone is destaged
- *   3. write       layer files hold some blocks twice (here and in the journal); the journal's copy is read
- *   4. fdatasync   the same, durable; the round counts only when a checkpoint names its end as low-water mark
- *   5. drop        (memory only) reads go to the files
+ *   3. note        on a secondary: `final` names the seal (group/finalnote.ts); nothing below it is undone after a restart either
+ *   4. write       layer files hold some blocks twice (here and in the journal); the journal's copy is read
+ *   5. fdatasync   the same, durable; the round counts only when a checkpoint names its end as low-water mark
+ *   6. drop        (memory only) reads go to the files
  *
  * A failed write or fsync of a round is never repaired by a later fsync that
  * succeeds (the kernel may have dropped the pages): the whole round is written
@@ -46,6 +47,8 @@ type State =
   | 'idle'
   /** Sealed; waits until nothing of it can be undone. */
   | 'waiting'
+  /** It is being noted that nothing of it will be undone. */
+  | 'noting'
   /** Copies, part by part. */
   | 'copying'
   /** All copied; waits for the fdatasync of the files. */
@@ -70,6 +73,7 @@ export class Destager {
   private wanted = false;
   private closed = false;
   private syncJob = false;
+  private noting = false;
 
   roundsDone = 0;
   blocksWritten = 0;
@@ -80,6 +84,11 @@ export class Destager {
   onCorruption: (error: CorruptionError) => void = () => undefined;
   /** The seal waits for this LSN to become stable; asks for the fdatasync that gets it there. */
   onWaiting: (lsn: number) => void = () => undefined;
+  /**
+   * Before the first write of a round: has it noted durably that nothing below `lsn` will be undone, and calls `done`
+   * with 0 or −errno, perhaps at once.
+   */
+  beforeWriting: (lsn: number, done: (result: number) => void) => void = (_lsn, done) => done(0);
 
   constructor(
     private readonly reactor: Reactor,
@@ -115,7 +124,7 @@ export class Destager {
 
   /** Helper jobs in flight. */
   get jobsInFlight(): boolean {
-    return this.jobs > 0 || this.syncJob;
+    return this.jobs > 0 || this.syncJob || this.noting;
   }
 
   /** Everything pending now is to be destaged as soon as possible. */
@@ -137,9 +146,9 @@ export class Destager {
         return;
       case 'waiting':
         if (stable < this.seal.lsn) return;
-        this.state = 'copying';
-        this.pump();
+        this.begin();
         return;
+      case 'noting':
       case 'copying':
       case 'syncing':
       case 'retrying':
@@ -166,6 +175,23 @@ export class Destager {
     this.state = 'waiting';
     this.rewindRound();
     this.onWaiting(this.seal.lsn);
+  }
+
+  /** Nothing of the round can be undone from here on; that a restart knows it, too, comes before the first write. */
+  private begin(): void {
+    this.state = 'noting';
+    this.noting = true;
+    this.beforeWriting(this.seal.lsn, (result) => {
+      this.noting = false;
+      if (this.closed) return;
+      if (result < 0) {
+        this.failed = new IoError(-result, 'note how far a round goes, beside', this.store.layers.directory);
+        this.retry();
+        return;
+      }
+      this.state = 'copying';
+      this.pump();
+    });
   }
 
   private rewindRound(): void {
@@ -354,8 +380,7 @@ export class Destager {
     this.reactor.after(this.options.retryUs, () => {
       if (this.closed) return;
       this.rewindRound();
-      this.state = 'copying';
-      this.pump();
+      this.begin();
     });
   }
 
