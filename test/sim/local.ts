@@ -329,7 +329,14 @@ export class LocalDevices {
   private compare(device: Device, kind: CrashKind, adopt: boolean): void {
     const piece = 64 * BLOCK;
     for (let offset = 0; offset < device.blocks * BLOCK && this.host.alive; offset += piece) {
-      const bytes = this.read(device.name, offset, Math.min(piece, device.blocks * BLOCK - offset));
+      let bytes: Uint8Array | undefined;
+      try {
+        bytes = this.read(device.name, offset, Math.min(piece, device.blocks * BLOCK - offset));
+      } catch (error) {
+        // Its adoption, which the crash had undone here, was shipped again meanwhile: who adopts judges that.
+        if (adopt && this.host.group.local?.tree.get(device.id) === undefined) return;
+        throw error;
+      }
       if (bytes === undefined) return;
       for (let done = 0; done < bytes.length; done += BLOCK) this.judgeBlock(device, (offset + done) / BLOCK, bytes.slice(done, done + BLOCK), kind, adopt);
     }
