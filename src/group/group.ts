@@ -465,9 +465,7 @@ export class Group implements ReplicatedGroup {
 
   setCursor(peer: string, lsn: number | undefined): void { this.retention.setLink(peer, lsn); }
 
-  onAppended(hook: () => void): () => void {
-    return this.appendedHooks.add(hook);
-  }
+  onAppended(hook: () => void): () => void { return this.appendedHooks.add(hook); }
 
   onDurable(hook: () => void): () => void {
     return this.durableHooks.add(hook);
