@@ -58,7 +58,7 @@ class Three {
   must<R>(host: SimHost, request: ControlRequest): R {
     const outcome = host.command(request);
     this.run(() => outcome.ended);
-    if (outcome.error !== undefined) throw outcome.error;
+    if (outcome.error !== undefined) throw outcome.error as Error;
     return outcome.reply as R;
   }
 
@@ -80,7 +80,7 @@ class Three {
     const { arena } = reactor!;
     const at = arena.alloc(BLOCK);
     let result: number | undefined;
-    group.content.reader.read(group.content.store.device(1)!, block * BLOCK, BLOCK, at, (errno) => (result = errno));
+    group.content.reader.read(group.content.store.device(1), block * BLOCK, BLOCK, at, (errno) => (result = errno));
     node.poke();
     this.run(() => result !== undefined);
     const letter = arena.u8[at];
