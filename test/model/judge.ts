@@ -197,12 +197,13 @@ function assign(verb: 'restore' | 'sync', pairs: readonly (readonly [number, num
 function size(j: Judgement, device: AnyDevice, sizeBytes: number, force: boolean, certain: (content: unknown) => boolean): void {
   j.unless(sizeBytes !== device.sizeBytes, 'device/same-size');
   if (sizeBytes >= device.sizeBytes) return;
+  j.unless(device.set === '' || force, 'device/in-set');
   j.notProtected([device]);
   j.withoutClients([device]);
   if (force) return;
   let holds = false;
   for (const [block, content] of device.blocks) holds ||= block * BLOCK >= sizeBytes && certain(content);
-  // Where data were once, the product may have to look at the disk to know that they are gone, and does not.
+  // Zeros that were written in pieces over data may count as data.
   if (holds) j.unless(false, 'device/has-data');
   else j.doubtful.add('device/has-data');
 }

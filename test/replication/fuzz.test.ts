@@ -262,7 +262,7 @@ t.test('a peer that has fallen silent is noticed on both sides', async (t) => {
     proxy.close();
     proxy.io.dispose();
   });
-  const options = { ...FAST, heartbeatUs: 20_000, deadUs: 150_000 };
+  const options = { ...FAST, heartbeatUs: 20_000, deadUs: 150_000, handshakeUs: 300_000 };
   const { a, b } = pair(rig, options);
   b.listener!.close();
   b.listen(rig.address('b'), { link: options });
@@ -270,9 +270,12 @@ t.test('a peer that has fallen silent is noticed on both sides', async (t) => {
   b.links.start();
   const streaming = (): boolean => (proxy.reactor.step(0), b.group.position.lsn === a.group.position.lsn && a.links.status()[0].state === 'streaming');
   rig.until(streaming);
-  const [first] = [proxy.connections];
-  proxy.meddle = (bytes, connection) => (connection < first ? new Uint8Array(0) : bytes); // nothing passes, nothing is closed
+  // Nothing passes, nothing is closed; a new connection must not take the old one's place before both have noticed.
+  const first = proxy.connections;
+  let silent = true;
+  proxy.meddle = (bytes, connection) => (silent || connection < first ? new Uint8Array(0) : bytes);
   rig.until(() => (proxy.reactor.step(0), a.codes.includes('link/silent') && b.codes.includes('link/silent')), 'both sides to notice');
+  silent = false;
   a.group.append(2, () => 0.5);
   rig.until(streaming, 'the next connection');
   t.equal(difference(a.group, b.group), undefined);
