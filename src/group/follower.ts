@@ -6,18 +6,20 @@
  * not know: links, frames; batches come verified.
  */
 
+import { IoError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
 import { batch, entry, RecordKind } from '../journal/format.js';
-import type { Position } from '../journal/journal.js';
+import type { Journal, Position } from '../journal/journal.js';
 import type { Content } from './content.js';
 import type { Meter } from './meter.js';
-import type { ReceiveResult } from './replica.js';
+import type { GroupRole, ReceiveResult } from './replica.js';
 
 export interface FollowerHost {
   readonly name: string;
   readonly content: Content;
   readonly meter: Meter;
+  readonly role: GroupRole;
   /** Why batches are not taken now; undefined = they are. */
   readonly notFollowing: string | undefined;
   readonly stableLsn: number;
@@ -55,7 +57,7 @@ export class Follower {
     if (host.notFollowing !== undefined) return { kind: 'failed', reason: host.notFollowing };
     const { content } = host;
     const { journal } = content;
-    if (this.changing || !journal.hasRoomForData) {
+    if (this.changing || !(journal.hasRoomForData || this.makesRoom(journal))) {
       this.wantsRoom = true;
       return { kind: 'full' };
     }
@@ -77,6 +79,22 @@ export class Follower {
     }
     if (tree !== content.core.tree || epoch?.number !== batch.epochNumber(this.reactor.arena.view, at)) host.contentChanged();
     return { kind: 'applied' };
+  }
+
+  /**
+   * A primary that recovers takes what its peers have of its last epoch also when
+   * its journal is full: the wait for them ends, and then it would be lost. It is
+   * not more than was appended and not durable here, and nothing is served yet.
+   */
+  private makesRoom(journal: Journal): boolean {
+    if (this.host.role !== 'recovering') return false;
+    try {
+      journal.pool.createNow();
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      this.log.warn(`cannot make room for what peers have: ${error.message}`);
+    }
+    return journal.hasRoomForData;
   }
 
   setPrimaryDurable(lsn: number): void {

@@ -6,7 +6,7 @@ import t from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
 import { GROUP, SimHost, SMALL } from './cluster.js';
-import type { Peering } from './cluster.js';
+import type { Peering, Sizes } from './cluster.js';
 import { equal } from './model.js';
 import { Rig } from './rig.js';
 import { Workload } from './workload.js';
@@ -31,10 +31,10 @@ class Two {
   readonly b: SimHost;
   private readonly data: Workload;
 
-  constructor(seed: number, peeringOfA: Peering = A_DIALS, peeringOfB: Peering = B_WAITS) {
+  constructor(seed: number, peeringOfA: Peering = A_DIALS, peeringOfB: Peering = B_WAITS, sizes: Sizes = LAZY) {
     this.world = new World({ seed });
-    this.a = new SimHost(this.world, 'a', LAZY, peeringOfA, 0);
-    this.b = new SimHost(this.world, 'b', LAZY, peeringOfB, 1);
+    this.a = new SimHost(this.world, 'a', sizes, peeringOfA, 0);
+    this.b = new SimHost(this.world, 'b', sizes, peeringOfB, 1);
     this.data = new Workload(this.a, this.world.random.fork(3));
     this.line('fast');
     this.start(this.b);
@@ -145,6 +145,44 @@ t.test('a recovering primary fetches all that it lost, however much longer than 
   t.same(a.group.epochs, b.group.epochs);
   two.verify(a);
   two.verify(b);
+});
+
+/** `a` has a full journal and has lost the marker of an operation, which `b` has. Undefined: it was durable in time, or the power loss left it, or more room. */
+function fullAndBehind(seed: number): { two: Two; end: number } | undefined {
+  const two = new Two(seed, A_DIALS, B_WAITS, { ...LAZY, destageFraction: 0.3 });
+  const { a, b } = two;
+  const { journal } = a.group;
+  // Nothing is destaged on `a`: its journal fills up. The marker goes into the reserve.
+  a.node.disk.faults.hook = ({ op, path }) => (op === 'pwrite' && path.includes('/layers/') ? 5 : 0);
+  if (two.write(a, 60) !== 0) throw new Error('a write failed');
+  while (journal.hasRoomForData || journal.pool.fileCount < journal.pool.maxSegments) if (two.write(a, 1) !== 0) throw new Error('a write failed');
+  two.order(a, { op: 'flush', group: GROUP, upTo: 'durable' });
+  two.run(() => two.caughtUp);
+  const before = a.group.position.lsn;
+  Object.assign(two.world.network.rates, { latencyLowUs: 1, latencyHighUs: 1 });
+  a.command({ op: 'snapshot', group: GROUP, source: 'v', name: 's', wait: 'durable', waitSeconds: 10 });
+  two.run(() => b.group.position.lsn > before);
+  a.crash('power');
+  a.node.disk.faults.hook = undefined;
+  two.start(a);
+  if (a.group.position.lsn === before && !a.group.journal.hasRoomForData) return { two, end: b.group.position.lsn };
+  two.world.dispose();
+  return undefined;
+}
+
+t.test('a recovering primary whose journal is full fetches what it lost all the same', async (t) => {
+  let found: ReturnType<typeof fullAndBehind>;
+  for (let seed = 19; found === undefined && seed < 60; seed++) found = fullAndBehind(seed);
+  const { two, end } = found!;
+  t.teardown(() => two.world.dispose());
+  const { a } = two;
+  t.notOk(a.group.journal.hasRoomForData);
+  two.run(() => a.group.role === 'primary');
+  t.match(a.group.roleReason, /b: fetched/);
+  t.equal(a.group.epochs.at(-1)!.start.lsn, end);
+  two.run(() => two.caughtUp);
+  t.ok(a.group.tree.find('v@s'));
+  two.verify(a);
 });
 
 t.test('a fetch that falls silent ends after recoverWait, with an epoch that says that something may be lost', async (t) => {
