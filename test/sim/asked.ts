@@ -109,9 +109,12 @@ export class Asked {
     const wanted: unknown[] = [];
     for (const asked of this.open) {
       if (asked.executed) continue;
-      const verdict = isRanged(asked.request) ? judge(before, asked.request, this.clientsOf) : asked.verdict;
-      wanted.push(verdict.operation ?? [...verdict.against]);
-      if (!isDeepStrictEqual(verdict.operation, operation)) continue;
+      const verdicts = isJudgedLate(asked.request) ? [judge(before, asked.request, this.clientsOf)] : [asked.verdict];
+      // Whether data are in the way is seen before what the tick has so far is appended.
+      if (asked.request.op === 'resize') verdicts.push(asked.verdict);
+      const verdict = verdicts.find((one) => isDeepStrictEqual(one.operation, operation));
+      wanted.push(verdicts[0].operation ?? [...verdicts[0].against]);
+      if (verdict === undefined) continue;
       const still = verdict.disconnects.filter((id) => this.clientsOf(id) > 0);
       if (still.length > 0) throw new Error(`${operation.op} is executed while clients of device ${still.join(', ')} are connected that would not notice`);
       asked.executed = true;
@@ -135,12 +138,12 @@ export class Asked {
     if (asked.executed) throw new Error(`${words} although it is in the journal`);
     this.refusals++;
     const fits = (one: Verdict): boolean => one.against.has(error.code) || one.doubtful.has(error.code);
-    if (fits(verdict) || (isRanged(request) && fits(judge(this.state(), request, this.clientsOf)))) return;
+    if (fits(verdict) || (isJudgedLate(request) && fits(judge(this.state(), request, this.clientsOf)))) return;
     throw new Error(`${words}; against it was ${[...verdict.against].join(', ') || 'nothing'}`);
   }
 }
 
-/** Judged once more when its map nodes have been read. */
-function isRanged(request: OperationRequest): boolean {
-  return 'ranges' in request && request.ranges.length > 0;
+/** Judged when the map nodes have been read that it depends on. */
+function isJudgedLate(request: OperationRequest): boolean {
+  return ('ranges' in request && request.ranges.length > 0) || (request.op === 'resize' && !request.force);
 }

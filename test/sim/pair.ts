@@ -264,7 +264,8 @@ export class PairRun {
       } else {
         refusedSince = -1;
       }
-      return this.workload.idle && this.b.group.hasContent && this.b.group.appliedLsn === this.a.group.position.lsn;
+      // Equal LSNs may be those of two histories, as long as they have not met.
+      return this.workload.idle && link?.state === 'streaming' && this.b.group.hasContent && this.b.group.appliedLsn === this.a.group.position.lsn;
     }, 300e6);
   }
 
