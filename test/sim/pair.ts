@@ -265,7 +265,7 @@ export class PairRun {
         refusedSince = -1;
       }
       // Equal LSNs may be those of two histories, as long as they have not met.
-      return this.workload.idle && link?.state === 'streaming' && this.b.group.hasContent && this.b.group.appliedLsn === this.a.group.position.lsn;
+      return this.workload.idle && (link === undefined || link.state === 'streaming') && this.b.group.hasContent && this.b.group.appliedLsn === this.a.group.position.lsn;
     }, 300e6);
   }
 
