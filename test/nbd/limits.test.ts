@@ -229,14 +229,14 @@ void withRig('a flood of silent connections pushes out itself', { limits: { maxH
   t.ok(roundTrip(rig, rig.attach('g/v'), 0, 512), 'a proper client still gets in');
 });
 
-void withRig('a handshake has a time limit', { limits: { handshakeTimeoutMs: 20 } }, (rig, t) => {
+void withRig('a handshake has a time limit', { limits: { handshakeTimeoutMs: 500 } }, (rig, t) => {
   rig.service.add('g/v', MIB);
   const silent = rig.connect();
   rig.until(() => silent.ended, 'the silent client is closed');
-  t.equal(rig.logged(/the handshake took more than 0.02 s/).length, 1);
+  t.equal(rig.logged(/the handshake took more than 0.5 s/).length, 1);
   const attached = rig.attach('g/v');
   const start = rig.reactor.nowUs;
-  rig.until(() => rig.reactor.nowUs - start > 100_000, 'five times the limit');
+  rig.until(() => rig.reactor.nowUs - start > 1_000_000, 'twice the limit');
   t.notOk(attached.ended, 'it does not count after the handshake');
 });
 
