@@ -68,7 +68,7 @@ export class Context {
 
   constructor(readonly streams: Streams, options: GlobalOptions) {
     this.json = options.json === true;
-    this.client = new ControlClient(options.socket ?? streams.env['LOCKSTEP_SOCKET'] ?? DEFAULT_SOCKET);
+    this.client = new ControlClient(options.socket ?? streams.env['LOCKSTEP_SOCKET'] ?? DEFAULT_SOCKET, streams.interrupted);
   }
 
   /** The reply as JSON, or the words for a person. */

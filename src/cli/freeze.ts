@@ -14,7 +14,8 @@
 import type { Command } from 'commander';
 import { realpathSync } from 'node:fs';
 import { Errno, OperatorError, errnoText } from '../base/errors.js';
-import type { ControlClient, Waits } from '../control/client.js';
+import { ControlClient } from '../control/client.js';
+import type { Waits } from '../control/client.js';
 import type { OperationReply } from '../control/schema.js';
 import { EXIT_FAILED, wholeNumber } from './context.js';
 import type { Context } from './context.js';
@@ -242,8 +243,10 @@ const POLL_MS = 100;
 /** Waits until every secondary has applied the reply's marker; says who has not when the time is over. */
 async function applied<R extends OperationReply>(context: Context, group: string, reply: R, seconds: number): Promise<R> {
   const deadline = performance.now() + seconds * 1000;
+  // An interruption ends the wait, and must not cost the reply.
+  const client = new ControlClient(context.client.socket);
   for (;;) {
-    const { links } = await context.client.links(group);
+    const { links } = await client.links(group);
     // `lsn` is where the marker begins, and nothing ends inside of it.
     const behind = links.filter((link) => link.role === 'to' && link.applied <= reply.lsn);
     if (behind.length === 0) return { ...reply, waited: 'applied' };

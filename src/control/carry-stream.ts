@@ -21,6 +21,8 @@ import type { ImportState } from './schema.js';
 
 export interface CarryStream {
   readonly port: ControlPort;
+  /** Aborts when the client has gone. */
+  readonly gone: AbortSignal;
   /** Ends the stream when the server closes. */
   readonly closing: AbortSignal;
   /** Words an error when the HTTP status can still be chosen. */
@@ -34,11 +36,10 @@ const TELL_MS = 500;
 
 /** Resolves when the stream has ended, by its end, the reader or an error. */
 export async function sendExport(response: ServerResponse, request: ExportOpenRequest, follow: boolean, stream: CarryStream): Promise<void> {
-  const gone = new AbortController();
-  response.once('close', () => gone.abort());
-  const signal = AbortSignal.any([gone.signal, stream.closing]);
+  const { gone } = stream;
+  const signal = AbortSignal.any([gone, stream.closing]);
   const { group, cursor } = request;
-  let part = await stream.port.call(request).catch((error: unknown) => { throw stream.failed(error); });
+  let part = await stream.port.call(request, gone).catch((error: unknown) => { throw stream.failed(error); });
   // Writers go on: without follow it ends at what was durable when it began.
   const to = follow ? null : part.durable;
   response.writeHead(200, { 'content-type': 'application/octet-stream', trailer: 'lockstep-error' });
@@ -47,10 +48,11 @@ export async function sendExport(response: ServerResponse, request: ExportOpenRe
       // A reader may be slow for as long as it likes: the cursor keeps the journal for it anyway.
       if (!response.write(part.bytes)) await drained(response, signal, undefined);
       if (part.end || signal.aborted) break;
-      part = await stream.port.call({ op: 'exportPage', group, cursor, place: part.place, to, waitSeconds: BEAT_SECONDS });
+      part = await stream.port.call({ op: 'exportPage', group, cursor, place: part.place, to, waitSeconds: BEAT_SECONDS }, gone);
     }
     if (stream.closing.aborted) response.addTrailers(trailer({ kind: 'operator', code: 'daemon/closing', message: 'the daemon is shutting down' }));
   } catch (error) {
+    if (gone.aborted) return;
     const failure = failureOf(error);
     if (failure === undefined) throw error;
     response.addTrailers(trailer(failure));

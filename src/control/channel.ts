@@ -17,7 +17,13 @@ export interface RequestEnvelope {
   readonly request: ControlRequest;
 }
 
-/** Worker → main, exactly one for each id, in any order. */
+/** Main → worker: nobody waits for the answer to this request any more; one that comes all the same is dropped. */
+export interface GoneEnvelope {
+  readonly id: number;
+  readonly gone: true;
+}
+
+/** Worker → main, at most one for each id, and exactly one unless its caller has gone; in any order. */
 export type ReplyEnvelope =
   | { readonly id: number; readonly ok: true; readonly reply: ControlReplies[keyof ControlReplies] }
   | { readonly id: number; readonly ok: false; readonly failure: ControlFailure };
@@ -25,8 +31,15 @@ export type ReplyEnvelope =
 /** Requests that may be under way at once; the control server is refused more. */
 export const MAX_CALLS = 256;
 
+interface Call {
+  readonly resolve: (reply: never) => void;
+  readonly reject: (error: Error) => void;
+  /** Before either of them. */
+  readonly settled: () => void;
+}
+
 export class ControlChannel implements ControlPort {
-  private readonly waiting = new Map<number, { resolve: (reply: never) => void; reject: (error: Error) => void }>();
+  private readonly waiting = new Map<number, Call>();
   private nextId = 1;
   private closed: ControlFailure | undefined;
 
@@ -35,17 +48,34 @@ export class ControlChannel implements ControlPort {
     port.on('message', (envelope: ReplyEnvelope) => this.receive(envelope));
   }
 
-  call<R extends ControlRequest>(request: R): Promise<ReplyOf<R>> {
+  call<R extends ControlRequest>(request: R, gone?: AbortSignal): Promise<ReplyOf<R>> {
     if (this.closed !== undefined) return Promise.reject(new ControlError(this.closed));
+    if (gone?.aborted === true) return Promise.reject(goneError());
     if (this.waiting.size >= MAX_CALLS) {
       return Promise.reject(new ControlError({ kind: 'operator', code: 'daemon/busy', message: `${MAX_CALLS} control requests are under way; try again when some are done` }));
     }
     const id = this.nextId++;
     return new Promise<ReplyOf<R>>((resolve, reject) => {
-      this.waiting.set(id, { resolve: resolve, reject });
+      const leave = (): void => this.leave(id);
+      this.waiting.set(id, { resolve, reject, settled: () => gone?.removeEventListener('abort', leave) });
+      gone?.addEventListener('abort', leave, { once: true });
       this.port.postMessage({ id, request } satisfies RequestEnvelope, handedOver(request));
       this.wake();
     });
+  }
+
+  private leave(id: number): void {
+    this.take(id)?.reject(goneError());
+    this.port.postMessage({ id, gone: true } satisfies GoneEnvelope);
+    this.wake();
+  }
+
+  /** The call, which is to be settled now. */
+  private take(id: number): Call | undefined {
+    const call = this.waiting.get(id);
+    this.waiting.delete(id);
+    call?.settled();
+    return call;
   }
 
   /** Rejects what is under way and everything after; idempotent. */
@@ -53,17 +83,19 @@ export class ControlChannel implements ControlPort {
     if (this.closed !== undefined) return;
     this.closed = why;
     this.port.close();
-    for (const call of this.waiting.values()) call.reject(new ControlError(why));
-    this.waiting.clear();
+    for (const id of [...this.waiting.keys()]) this.take(id)?.reject(new ControlError(why));
   }
 
   private receive(envelope: ReplyEnvelope): void {
-    const call = this.waiting.get(envelope.id);
+    const call = this.take(envelope.id);
     if (call === undefined) return;
-    this.waiting.delete(envelope.id);
     if (envelope.ok) call.resolve(envelope.reply as never);
     else call.reject(new ControlError(envelope.failure));
   }
+}
+
+function goneError(): ControlError {
+  return new ControlError({ kind: 'operator', code: 'control/gone', message: 'whoever asked has gone' });
 }
 
 /** An expected error as data; undefined for anything else, which is a bug of ours. */

@@ -43,7 +43,8 @@ const LONG_MS = 24 * 3600 * 1000;
 type Method = 'GET' | 'POST' | 'DELETE';
 
 export class ControlClient {
-  constructor(readonly socket: string) {}
+  /** When `interrupted` aborts, calls end at once, which the daemon notices; streams have signals of their own. */
+  constructor(readonly socket: string, private readonly interrupted?: AbortSignal) {}
 
   status(): Promise<NodeStatus> {
     return this.call('GET', '/v1/status', undefined, NodeStatus);
@@ -208,17 +209,34 @@ export class ControlClient {
   }
 
   private async call<S extends z.ZodType>(method: Method, path: string, body: unknown, schema: S, waitMs = PATIENCE_MS): Promise<z.output<S>> {
-    const response = await this.send(method, path, body, waitMs);
-    const text = await readText(response);
+    const [response, text] = await this.exchange(method, path, body, waitMs);
     const status = response.statusCode ?? 0;
     if (status < 200 || status > 299) throw errorOf(response, text);
     return checked(schema, parseReply(text, response), `the reply to ${method} ${path.split('?')[0]}`);
   }
 
-  private send(method: Method, path: string, body: unknown, waitMs: number): Promise<IncomingMessage> {
+  private async exchange(method: Method, path: string, body: unknown, waitMs: number): Promise<[IncomingMessage, string]> {
+    const { interrupted } = this;
+    try {
+      const response = await this.send(method, path, body, waitMs, interrupted);
+      return [response, await readText(response)];
+    } catch (error) {
+      if (interrupted?.aborted !== true) throw error;
+      throw new ControlError({ kind: 'io', code: 'interrupted', message: 'interrupted: an operation that was not appended yet is not done any more; lockstep list shows what there is' });
+    }
+  }
+
+  private send(method: Method, path: string, body: unknown, waitMs: number, signal?: AbortSignal): Promise<IncomingMessage> {
     const text = body === undefined ? '' : JSON.stringify(body);
     const headers = text === '' ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) };
-    return this.open(method, path, waitMs, headers, (request) => void request.end(text));
+    return this.open(method, path, waitMs, headers, (request) => {
+      // By hand: node keeps no socket open for it, and a signal that has fired before is heard, too.
+      const stop = (): void => void request.destroy();
+      request.once('close', () => signal?.removeEventListener('abort', stop));
+      signal?.addEventListener('abort', stop, { once: true });
+      if (signal?.aborted === true) stop();
+      else request.end(text);
+    });
   }
 
   /** Opens a connection for one request; `write` writes its body and ends it. */

@@ -53,7 +53,10 @@ export function hardenedServer(limits: HttpLimits, log: Log, handler: Handler): 
       // A client that goes away is no event of ours: writes to it are discarded.
       request.on('error', () => {});
       response.on('error', () => {});
-      handler(request, response).catch((error: unknown) => answerError(response, error, log));
+      handler(request, response).catch((error: unknown) => {
+        // Nor is one that goes away in the middle of its request.
+        if (!(request.destroyed && (error as NodeJS.ErrnoException).code === 'ECONNRESET')) answerError(response, error, log);
+      });
     },
   );
   server.maxConnections = limits.connections;

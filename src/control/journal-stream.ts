@@ -16,6 +16,8 @@ export interface JournalStream {
   readonly request: JournalRequest;
   readonly follow: boolean;
   readonly pollMs: number;
+  /** Aborts when the reader has gone. */
+  readonly gone: AbortSignal;
   /** Ends the stream when the server closes. */
   readonly closing: AbortSignal;
   /** Words an error of the first page, when the HTTP status can still be chosen. */
@@ -27,9 +29,7 @@ const SLOW_READER_MS = 60_000;
 
 /** Resolves when the stream has ended, by its end, the reader or an error; an error on the way is its last line. */
 export async function streamJournal(response: ServerResponse, stream: JournalStream): Promise<void> {
-  const gone = new AbortController();
-  response.once('close', () => gone.abort());
-  const signal = AbortSignal.any([gone.signal, stream.closing]);
+  const signal = AbortSignal.any([stream.gone, stream.closing]);
   let page: JournalPage = await stream.port.call(stream.request).catch((error: unknown) => { throw stream.failed(error); });
   // Writers go on: without follow the dump ends at what was appended when it began.
   const to = stream.request.to ?? (stream.follow ? null : page.appended);

@@ -299,7 +299,7 @@ export type ReplyOf<R extends ControlRequest> = ControlReplies[R['op']];
  *   device/same device/same-size device/in-set device/unrelated device/not-snapshot device/too-large
  *   group/empty range/invalid operation/too-large
  *   role/not-primary role/not-secondary group/stopped
- *   space/low journal/not-retained journal/stalled
+ *   space/low journal/not-retained journal/stalled control/gone
  */
 export interface ControlFailure {
   readonly kind: ErrorKind;
@@ -323,8 +323,10 @@ export class ControlError extends Error {
 export interface ControlPort {
   /**
    * Carries a request to the data path. Rejects with ControlError; with code
-   * `daemon/closing` once the daemon shuts down. When the caller gives up,
-   * the request is carried out all the same.
+   * `daemon/closing` once the daemon shuts down. When `gone` aborts, nobody
+   * waits for the answer any more: rejects at once with `control/gone`, an
+   * operation that is not appended yet is not performed, and what waits for it
+   * on the data path ends.
    */
-  call<R extends ControlRequest>(request: R): Promise<ReplyOf<R>>;
+  call<R extends ControlRequest>(request: R, gone?: AbortSignal): Promise<ReplyOf<R>>;
 }

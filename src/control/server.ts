@@ -116,8 +116,9 @@ export class ControlServer {
     if (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0) response.shouldKeepAlive = false;
     const { route, params, query } = matchRoute(request.method ?? '', request.url ?? '');
     response.once('finish', () => this.metrics.countRequest(`${route.method} ${route.path}`, response.statusCode));
+    const gone = goneSignal(request, response);
     const action = route.action(params, route.body ? await readJson(request, this.limits) : query);
-    const stream = { port: this.options.port, closing: this.closing.signal, failed: httpError };
+    const stream = { port: this.options.port, gone, closing: this.closing.signal, failed: httpError };
     switch (action.kind) {
       case 'export':
         return sendExport(response, action.request, action.follow, stream);
@@ -130,10 +131,10 @@ export class ControlServer {
       case 'journal':
         return streamJournal(response, {
           port: this.options.port, request: action.request, follow: action.follow, pollMs: this.options.followMs ?? 200,
-          closing: this.closing.signal, failed: (error) => httpError(error),
+          gone, closing: this.closing.signal, failed: (error) => httpError(error),
         });
       case 'call':
-        return sendJson(response, action.status, await this.options.port.call(action.request).catch((error: unknown) => { throw httpError(error); }));
+        return sendJson(response, action.status, await this.options.port.call(action.request, gone).catch((error: unknown) => { throw httpError(error); }));
     }
   }
 
@@ -141,6 +142,19 @@ export class ControlServer {
     const text = await this.metrics.text().catch((error: unknown) => { throw httpError(error); });
     sendText(response, 200, this.metrics.contentType, text);
   }
+}
+
+/** Aborts when the answer can reach nobody any more: the client was killed, or has closed its connection. */
+function goneSignal({ socket }: IncomingMessage, response: ServerResponse): AbortSignal {
+  const gone = new AbortController();
+  const leave = (): void => gone.abort();
+  // An answer that waits behind another one of its connection does not hear of the connection's end by itself.
+  socket.setMaxListeners(0).once('close', leave);
+  response.once('close', () => {
+    socket.off('close', leave);
+    leave();
+  });
+  return gone.signal;
 }
 
 /** The HTTP status of a failure of the data path. */

@@ -12,6 +12,7 @@
  */
 
 import { unreachable } from '../base/assert.js';
+import { callerGone } from '../base/caller.js';
 import { IoError, OperatorError } from '../base/errors.js';
 import type { EpochPosition } from '../base/position.js';
 import { formatPosition } from '../base/position.js';
@@ -21,18 +22,15 @@ import type { Group } from '../group/group.js';
 import { MAX_CURSORS } from '../group/cursorfile.js';
 import { epochIdAt, epochPosition } from '../group/places.js';
 import type { Reactor } from '../io/reactor.js';
+import type { TimerId } from '../io/timers.js';
 import { readBoundary } from '../journal/boundary.js';
 import { emptyFrame, StreamType } from '../replication/carry-format.js';
 import { exportableLsn, exportPage, exportPreface } from '../replication/exporter.js';
 import { Importer } from '../replication/importer.js';
+import type { Answer } from './answer.js';
+import { endingOnce } from './answer.js';
 import { drain } from './drain.js';
 import type { Links } from './links.js';
-
-/** Exactly one of the two is called, now or in a later tick. */
-export interface CarryAnswer {
-  done(reply: CarryReplies[keyof CarryReplies]): void;
-  failed(error: unknown): void;
-}
 
 /** How often a stream that has caught up looks whether there is more, beside being told. */
 const LOOK_US = 50_000;
@@ -51,7 +49,7 @@ export class Carry {
   constructor(private readonly reactor: Reactor, private readonly node: string, private readonly find: (name: string) => Group, private readonly links: Links) {}
 
   /** Throws OperatorError; other errors go to `answer`. */
-  handle(request: CarryRequest, answer: CarryAnswer): void {
+  handle(request: CarryRequest, answer: Answer): void {
     switch (request.op) {
       case 'exportOpen':
         this.exportOpen(this.find(request.group), request, answer);
@@ -83,7 +81,7 @@ export class Carry {
         this.release(this.find(request.group), request.cursor, answer);
         return;
       case 'drain':
-        drain(this.reactor, this.find(request.group), this.links, request.waitSeconds * 1e6, (reply) => answer.done(reply), (error) => answer.failed(error));
+        drain(this.reactor, this.find(request.group), this.links, request.waitSeconds * 1e6, answer);
         return;
       default:
         unreachable(request);
@@ -92,7 +90,7 @@ export class Carry {
 
   // ---- export -----------------------------------------------------------------------------------------------
 
-  private exportOpen(group: Group, request: ExportOpenRequest, answer: CarryAnswer): void {
+  private exportOpen(group: Group, request: ExportOpenRequest, answer: Answer): void {
     checkExportable(group);
     const { cursors } = group.retention;
     const existing = cursors.get(request.cursor);
@@ -108,6 +106,8 @@ export class Carry {
     }
     const { from } = request;
     const create = (start: EpochPosition): void => {
+      // The journal would be kept for a reader that never comes.
+      if (answer.caller.gone) throw callerGone();
       if (cursors.get(request.cursor) !== undefined) throw new OperatorError('cursor/exists', `cursor ${request.cursor} of group ${group.name} has just been made by somebody else; start the export again`);
       cursors.create(group.groupId!, request.cursor, start, (error) => {
         if (error === undefined) answer.done(this.beginning(group, start));
@@ -152,18 +152,25 @@ export class Carry {
     });
   }
 
-  private exportPart(group: Group, request: ExportPageRequest, answer: CarryAnswer): void {
+  private exportPart(group: Group, request: ExportPageRequest, answer: Answer): void {
     const { place } = request;
     const waitUntilUs = this.reactor.nowUs + request.waitSeconds * 1e6;
+    let removeHook: (() => void) | undefined;
+    let timer: TimerId | undefined;
+    let looking = true;
+    const stop = (): void => {
+      looking = false;
+      removeHook?.();
+      if (timer !== undefined) this.reactor.cancel(timer);
+    };
+    const once = endingOnce(answer, stop);
     const part = (type: typeof StreamType.end | typeof StreamType.heartbeat): void => {
       const durable = Math.max(exportableLsn(group), place.lsn);
-      answer.done({ bytes: emptyFrame(type, durable, place.frame), place: { ...place, frame: place.frame + 1 }, durable, end: type === StreamType.end });
+      once.done({ bytes: emptyFrame(type, durable, place.frame), place: { ...place, frame: place.frame + 1 }, durable, end: type === StreamType.end });
     };
-    let removeHook: (() => void) | undefined;
-    let answered = false;
     const look = (): void => {
-      if (answered) return;
-      caught({ failed: (error) => { finish(); answer.failed(error); } }, () => {
+      if (!looking) return;
+      caught(once, () => {
         checkExportable(group);
         const cursor = group.retention.cursors.get(request.cursor);
         if (cursor === undefined) throw noCursor(group, request.cursor);
@@ -175,36 +182,31 @@ export class Carry {
         const durable = Math.max(exportableLsn(group), place.lsn);
         const upTo = request.to === null ? durable : Math.min(durable, request.to);
         if (place.lsn < upTo) {
-          finish();
+          stop();
           exportPage(this.reactor, group, place, upTo, place.frame, {
-            done: (page) => answer.done({ bytes: page.bytes, place: { ...page.next, frame: place.frame + page.frames }, durable, end: false }),
-            failed: (error) => answer.failed(error),
+            done: (page) => once.done({ bytes: page.bytes, place: { ...page.next, frame: place.frame + page.frames }, durable, end: false }),
+            failed: (error) => once.failed(error),
           });
         } else if (request.to !== null && place.lsn >= request.to) {
-          finish();
           part(StreamType.end);
         } else if (this.reactor.nowUs >= waitUntilUs) {
-          finish();
           part(StreamType.heartbeat);
         } else {
           removeHook ??= group.onDurable(look);
         }
       });
     };
-    const finish = (): void => {
-      answered = true;
-      removeHook?.();
-    };
     const again = (): void => {
+      timer = undefined;
       look();
-      if (!answered) this.reactor.after(LOOK_US, again);
+      if (looking) timer = this.reactor.after(LOOK_US, again);
     };
     again();
   }
 
   // ---- import -----------------------------------------------------------------------------------------------
 
-  private importOpen(group: Group, answer: CarryAnswer): void {
+  private importOpen(group: Group, answer: Answer): void {
     const importer = new Importer(this.reactor, group, { syncUs: SYNC_US, blocked: () => this.blocked(group), gone: () => group.closed });
     const refusal = importer.refusal();
     if (refusal !== undefined) {
@@ -235,7 +237,7 @@ export class Carry {
     return found;
   }
 
-  private importEnd(id: number, answer: CarryAnswer): void {
+  private importEnd(id: number, answer: Answer): void {
     const { importer } = this.session(id);
     importer.finish(() => {
       const state = stateOf(importer);
@@ -258,7 +260,7 @@ export class Carry {
 
   // ---- cursors ----------------------------------------------------------------------------------------------
 
-  private acknowledge(group: Group, name: string, to: EpochPosition, answer: CarryAnswer): void {
+  private acknowledge(group: Group, name: string, to: EpochPosition, answer: Answer): void {
     const { cursors } = group.retention;
     const cursor = cursors.get(name);
     if (cursor === undefined) throw noCursor(group, name);
@@ -288,7 +290,7 @@ export class Carry {
     });
   }
 
-  private release(group: Group, name: string, answer: CarryAnswer): void {
+  private release(group: Group, name: string, answer: Answer): void {
     const { cursors } = group.retention;
     const cursor = cursors.get(name);
     if (cursor === undefined) throw noCursor(group, name);
@@ -316,11 +318,16 @@ export function cursorEntry(group: Group, name: string): CursorEntry {
 }
 
 /** What this node has executed, once it is durable; LSN 0 for a node that has nothing. */
-function position(group: Group, answer: CarryAnswer): void {
+function position(group: Group, answer: Answer): void {
   const here = epochPosition(group.epochs, group.appliedPosition);
   const reply = { group: group.name, position: formatPosition(here), lsn: here.lsn };
-  if (!group.hasContent) answer.done(reply);
-  else group.whenDurable(here.lsn, (error) => (error === undefined ? answer.done(reply) : answer.failed(error)));
+  if (!group.hasContent) {
+    answer.done(reply);
+    return;
+  }
+  let cancel: () => void = () => undefined;
+  const once = endingOnce(answer, () => cancel());
+  cancel = group.whenDurable(here.lsn, (error) => (error === undefined ? once.done(reply) : once.failed(error)));
 }
 
 function stateOf(importer: Importer): ImportState {
@@ -359,7 +366,7 @@ function checkFinal(group: Group, lsn: number): void {
 }
 
 /** Runs `work`; what it throws goes to `answer`, unless it is a bug. */
-function caught(answer: Pick<CarryAnswer, 'failed'>, work: () => void): void {
+function caught(answer: Pick<Answer, 'failed'>, work: () => void): void {
   try {
     work();
   } catch (error) {

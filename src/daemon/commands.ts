@@ -7,33 +7,49 @@
  */
 
 import { unreachable } from '../base/assert.js';
+import { Caller, callerGone } from '../base/caller.js';
 import { OperatorError } from '../base/errors.js';
 import type { ControlRequest, MetricSample } from '../control/port.js';
 import type { Group } from '../group/group.js';
+import type { Answer } from './answer.js';
+import { endingOnce } from './answer.js';
 import { Carry } from './carry.js';
 import type { DataPath } from './datapath.js';
-import type { Answer } from './answer.js';
+import { flush } from './flush.js';
 import { journalPage } from './journal-page.js';
 import { operationMetrics, operationsReply } from './metering.js';
 import { operate } from './operate.js';
 import { isLocal, operateLocally, sealLocally } from './operate-local.js';
 import { deviceEntries, nodeStatus } from './status.js';
 
-const FLUSH_POLL_US = 2000;
-
 export class Commands {
   private readonly carry: Carry;
+  /** Requests that are not answered yet. */
+  private underWay = 0;
 
   constructor(private readonly path: DataPath, private readonly startedMs: number) {
     this.carry = new Carry(path.reactor, path.config.node, (name) => this.group(name), path.links);
   }
 
-  /** Carries `request` out. Throws nothing: errors go to `answer.failed`. */
-  handle(request: ControlRequest, answer: Answer): void {
+  /** Carries `request` out. Throws nothing: errors go to `answer.failed`. `caller` says when nobody waits for the answer any more. */
+  handle(request: ControlRequest, answer: Omit<Answer, 'caller'>, caller = new Caller()): void {
+    this.underWay++;
+    const counted: Answer = {
+      caller,
+      done: (reply) => {
+        this.underWay--;
+        answer.done(reply);
+      },
+      failed: (error) => {
+        this.underWay--;
+        answer.failed(error);
+      },
+    };
     try {
-      this.dispatch(request, answer);
+      if (caller.gone) throw callerGone();
+      this.dispatch(request, counted);
     } catch (error) {
-      answer.failed(error);
+      counted.failed(error);
     }
   }
 
@@ -80,7 +96,7 @@ export class Commands {
         this.promote(this.group(request.group), request.force, answer);
         return;
       case 'flush':
-        this.flush(this.group(request.group), request.upTo, answer);
+        flush(this.path.reactor, this.group(request.group), request.upTo, answer);
         return;
       case 'journal':
         journalPage(this.path.reactor, this.group(request.group), request, answer);
@@ -107,7 +123,9 @@ export class Commands {
 
   private sizes(group: Group, answer: Answer): void {
     if (!group.hasContent) throw new OperatorError('group/stopped', `group ${group.name} has no devices on this node yet`);
-    group.content.sizes.ask((result) => (result instanceof OperatorError ? answer.failed(result) : answer.done({ group: group.name, ...result, devices: [...result.devices] })));
+    let cancel: () => void = () => undefined;
+    const once = endingOnce(answer, () => cancel());
+    cancel = group.content.sizes.ask((result) => (result instanceof OperatorError ? once.failed(result) : once.done({ group: group.name, ...result, devices: [...result.devices] })));
   }
 
   private group(name: string): Group {
@@ -137,39 +155,6 @@ export class Commands {
     answer.done({ lsn: epoch.start.lsn, epoch: { number: epoch.number, id: epoch.id, lossless: epoch.lossless }, notice: null });
   }
 
-  private flush(group: Group, upTo: 'durable' | 'destaged' | 'checkpoint', answer: Answer): void {
-    const { content } = group;
-    const lsn = content.appliedLsn;
-    group.whenDurable(content.journal.appendedLsn, (error) => {
-      if (error !== undefined) {
-        answer.failed(error);
-        return;
-      }
-      if (upTo === 'durable') {
-        answer.done({ lsn, upTo });
-        return;
-      }
-      const { reactor } = this.path;
-      const poll = (): void => {
-        if (group.role === 'stopped' || group.closed) {
-          answer.failed(new OperatorError('group/stopped', group.roleReason));
-          return;
-        }
-        if (content.store.pending.blocks > 0 && content.destagedLsn < lsn) {
-          content.destager.request();
-        } else if (upTo === 'destaged' || content.checkpointer.committedAt.lsn >= lsn) {
-          answer.done({ lsn, upTo });
-          return;
-        } else {
-          content.requestCheckpoint();
-        }
-        reactor.again();
-        reactor.after(FLUSH_POLL_US, poll);
-      };
-      poll();
-    });
-  }
-
   private metrics(): MetricSample[] {
     const samples: MetricSample[] = [];
     for (const group of this.path.blocks.all()) {
@@ -195,6 +180,8 @@ export class Commands {
     }
     const arena = this.path.reactor.arena;
     samples.push({ name: 'arena_used_bytes', help: 'Memory of requests and replies under way', type: 'gauge', labels: {}, value: arena.usedBytes });
+    samples.push({ name: 'control_requests', help: 'Control requests that are not answered yet, this one included', type: 'gauge', labels: {}, value: this.underWay });
+    samples.push({ name: 'timers', help: 'Timers of the data thread', type: 'gauge', labels: {}, value: this.path.reactor.timerCount });
     return samples;
   }
 }

@@ -4,9 +4,11 @@
  * Owns: who counts, and the sentence about who is behind. Must not know: HTTP.
  */
 
-import type { DrainReply } from '../control/schema.js';
 import type { Group } from '../group/group.js';
 import type { Reactor } from '../io/reactor.js';
+import type { TimerId } from '../io/timers.js';
+import type { Answer } from './answer.js';
+import { endingOnce } from './answer.js';
 import type { Links } from './links.js';
 
 const POLL_US = 5_000;
@@ -25,19 +27,26 @@ export function behind(group: Group, links: Links, lsn: number): string[] {
   return late;
 }
 
-/** `done` when nobody is behind what is appended now, or when `limitUs` is over; `failed` when it can never be. */
-export function drain(reactor: Reactor, group: Group, links: Links, limitUs: number, done: (reply: DrainReply) => void, failed: (error: unknown) => void): void {
+/** Answers when nobody is behind what is appended now, or when `limitUs` is over; fails when it can never be. */
+export function drain(reactor: Reactor, group: Group, links: Links, limitUs: number, answer: Answer): void {
   if (!group.hasContent) {
-    done({ lsn: 0, drained: true, behind: [] });
+    answer.done({ lsn: 0, drained: true, behind: [] });
     return;
   }
   const { lsn } = group.position;
   const until = reactor.nowUs + limitUs;
+  let timer: TimerId | undefined;
+  let cancel: () => void = () => undefined;
+  const once = endingOnce(answer, () => {
+    cancel();
+    if (timer !== undefined) reactor.cancel(timer);
+  });
   const poll = (): void => {
+    timer = undefined;
     const late = behind(group, links, lsn);
-    if (late.length === 0 || reactor.nowUs >= until || group.closed) done({ lsn, drained: late.length === 0, behind: late });
-    else reactor.after(POLL_US, poll);
+    if (late.length === 0 || reactor.nowUs >= until || group.closed) once.done({ lsn, drained: late.length === 0, behind: late });
+    else timer = reactor.after(POLL_US, poll);
   };
   // Only what is durable here is exported at all.
-  group.whenDurable(lsn, (error) => (error === undefined ? poll() : failed(error)));
+  cancel = group.whenDurable(lsn, (error) => (error === undefined ? poll() : once.failed(error)));
 }

@@ -7,13 +7,15 @@
  *     →  the operation, the only record behind that position
  *     →  every secondary has executed it  →  the writers go on
  *
- * Owns: the order of these steps, and that writers always go on. Must not know:
- * what the operation is.
+ * Owns: the order of these steps, and that writers always go on: at the end, on
+ * errors, when the time is over, and at once when whoever asked has gone. Must
+ * not know: what the operation is.
  */
 
 import { OperatorError } from '../base/errors.js';
 import type { Group } from '../group/group.js';
 import type { Answer } from './answer.js';
+import { endingOnce } from './answer.js';
 import type { Links } from './links.js';
 
 /**
@@ -25,27 +27,24 @@ import type { Links } from './links.js';
 export function whileHalted(group: Group, links: Links, seconds: number, answer: Answer, work: (answer: Answer) => void): void {
   refuseWhileHalted(group);
   const ingest = group.ingest!;
-  const releasing: Answer = {
-    done: (reply) => {
-      ingest.release();
-      answer.done(reply);
-    },
-    failed: (error) => {
-      ingest.release();
-      answer.failed(error);
-    },
-  };
+  const waits: (() => void)[] = [];
+  const releasing = endingOnce(answer, (gone) => {
+    for (const cancel of waits) cancel();
+    ingest.release();
+    if (gone) group.log.warn('the caller of an operation with --halt has gone: the writers go on');
+  });
+  if (answer.caller.gone) return;
   ingest.hold();
   drain();
 
   function drain(): void {
     const lsn = group.journal.appendedLsn;
-    group.whenDurable(lsn, (error) => {
+    waits.push(group.whenDurable(lsn, (error) => {
       if (error !== undefined) {
         releasing.failed(error);
         return;
       }
-      links.whenApplied(group.name, lsn, seconds * 1e6, (notice) => {
+      waits.push(links.whenApplied(group.name, lsn, seconds * 1e6, (notice) => {
         try {
           if (notice !== null) throw new OperatorError('halt/not-drained', `nothing was done, and the writers go on: ${notice}`);
           if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
@@ -55,8 +54,8 @@ export function whileHalted(group: Group, links: Links, seconds: number, answer:
         } catch (failure) {
           releasing.failed(failure);
         }
-      });
-    });
+      }));
+    }));
   }
 }
 

@@ -63,11 +63,12 @@ export class Links {
     return { peer, lsn, freedBytes: Math.max(0, needed - Math.min(retainedBefore, needed)) };
   }
 
-  /** `done(null)` when every secondary has applied everything below `lsn`, or a sentence when the time is over. */
-  whenApplied(group: string, lsn: number, limitUs: number, done: (notice: string | null) => void): void {
+  /** `done(null)` when every secondary has applied everything below `lsn`, or a sentence when the time is over. Returns what takes that back. */
+  whenApplied(group: string, lsn: number, limitUs: number, done: (notice: string | null) => void): () => void {
     const links = this.byGroup.get(group);
-    if (links === undefined) done(null);
-    else links.whenApplied(lsn, limitUs, done);
+    if (links !== undefined) return links.whenApplied(lsn, limitUs, done);
+    done(null);
+    return () => undefined;
   }
 
   /** The peer that this node follows now. */

@@ -52,6 +52,7 @@ export function operateLocally(group: Group, request: OperationRequest, answer: 
       answer.done({ lsn, device: devices[0] ?? null, devices, dataThreadUs, waited: notice === null ? request.wait : 'durable', notice });
     },
     failed: (error) => answer.failed(error),
+    caller: answer.caller,
   };
   dispatch(local, request, request.waitSeconds * 1e6, replied);
 }
@@ -101,6 +102,7 @@ export function sealLocally(group: Group, request: SealRequest, answer: Answer):
       else answer.done({ device: localEntry(group, device), sealedLsn: device.sealedLsn, digest: device.digest === '' ? null : device.digest });
     },
     failed: (error) => answer.failed(error),
+    caller: answer.caller,
   };
   if (request.undo) local.unseal(request.device, replied);
   else local.seal(request.device, request.known ?? undefined, request.force, replied);

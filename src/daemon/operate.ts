@@ -7,6 +7,7 @@
  */
 
 import { unreachable } from '../base/assert.js';
+import { callerGone } from '../base/caller.js';
 import { OperatorError } from '../base/errors.js';
 import type { OperationRequest, Waiting } from '../control/port.js';
 import type { OperationReply } from '../control/schema.js';
@@ -19,6 +20,7 @@ import { preload } from '../group/preload.js';
 import { devicesOf } from '../group/record.js';
 import type { Operation } from '../group/record.js';
 import type { Answer } from './answer.js';
+import { endingOnce } from './answer.js';
 import { refuseWhileHalted, whileHalted } from './halt.js';
 import type { Links } from './links.js';
 import { deviceEntry } from './status.js';
@@ -84,6 +86,7 @@ function nodeNeeded(group: Group, request: OperationRequest): number {
 }
 
 function carryOut(group: Group, links: Links, request: OperationRequest, answer: Answer): void {
+  if (answer.caller.gone) throw notDone(group, request.op);
   const { operation, disconnect } = planFor(group, request);
   // A refusal must not cost anybody a connection.
   group.checkMarkerRoom();
@@ -92,8 +95,19 @@ function carryOut(group: Group, links: Links, request: OperationRequest, answer:
   answerWhenDone(group, links, performed, devicesOf(operation), request, answer);
 }
 
-/** `changed`: devices that the reply tells about. */
-export function answerWhenDone(group: Group, links: Links, performed: Performed, changed: readonly number[], waiting: Waiting, answer: Answer): void {
+/** An operation that was not appended before whoever asked for it had gone. */
+function notDone(group: Group, op: string): OperatorError {
+  group.log.warn(`${op} was not done: its caller has gone`);
+  return callerGone();
+}
+
+/** `changed`: devices that the reply tells about. What was performed stays, whoever goes. */
+function answerWhenDone(group: Group, links: Links, performed: Performed, changed: readonly number[], request: Waiting & { readonly op: string }, answer: Answer): void {
+  const waits: (() => void)[] = [];
+  const once = endingOnce(answer, (gone) => {
+    for (const cancel of waits) cancel();
+    if (gone) group.log.warn(`the caller of ${request.op} has gone: it was appended at LSN ${performed.lsn}, and stays`);
+  });
   const reply = (waited: OperationReply['waited'], notice: string | null): OperationReply => {
     const devices = changed.flatMap((id) => {
       const device = group.tree.get(id);
@@ -101,11 +115,11 @@ export function answerWhenDone(group: Group, links: Links, performed: Performed,
     });
     return { lsn: performed.lsn, device: devices[0] ?? null, devices, dataThreadUs: performed.dataThreadUs, waited, notice };
   };
-  group.whenDurable(performed.endLsn, (error) => {
-    if (error !== undefined) answer.failed(error);
-    else if (waiting.wait === 'durable') answer.done(reply('durable', null));
-    else links.whenApplied(group.name, performed.endLsn, waiting.waitSeconds * 1e6, (notice) => answer.done(reply(notice === null ? 'applied' : 'durable', notice)));
-  });
+  waits.push(group.whenDurable(performed.endLsn, (error) => {
+    if (error !== undefined) once.failed(error);
+    else if (request.wait === 'durable') once.done(reply('durable', null));
+    else waits.push(links.whenApplied(group.name, performed.endLsn, request.waitSeconds * 1e6, (notice) => once.done(reply(notice === null ? 'applied' : 'durable', notice))));
+  }));
 }
 
 function planFor(group: Group, request: OperationRequest): Plan {

@@ -11,13 +11,14 @@ import { readFileSync } from 'node:fs';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import type { MessagePort } from 'node:worker_threads';
 import { createRequire } from 'node:module';
+import { Caller } from '../base/caller.js';
 import { errorFields, SinkLog } from '../base/log.js';
 import type { LogEntry } from '../base/log.js';
 import { IoError } from '../base/errors.js';
 import type { Config } from '../config/schema.js';
 import { handedOver } from '../control/carry.js';
 import { failureOf } from '../control/channel.js';
-import type { ReplyEnvelope, RequestEnvelope } from '../control/channel.js';
+import type { GoneEnvelope, ReplyEnvelope, RequestEnvelope } from '../control/channel.js';
 import { Arena } from '../io/arena.js';
 import type { SpaceStat } from '../io/io.js';
 import { Reactor } from '../io/reactor.js';
@@ -76,23 +77,38 @@ function run(input: WorkerInput): void {
   const path = DataPath.open(reactor, config, log, { bootId: input.bootId, accepted: input.accepted, space, descriptors: descriptorLimit() });
   const commands = new Commands(path, Date.now());
 
-  const reply = (envelope: ReplyEnvelope): void => input.control.postMessage(envelope, envelope.ok ? handedOver(envelope.reply) : []);
-  const serve = (envelope: RequestEnvelope): void => {
-    const { id } = envelope;
-    commands.handle(envelope.request, {
+  const callers = new Map<number, Caller>();
+  const reply = (envelope: ReplyEnvelope): void => {
+    // A caller that has gone was taken out before.
+    if (callers.delete(envelope.id)) input.control.postMessage(envelope, envelope.ok ? handedOver(envelope.reply) : []);
+  };
+  const serve = ({ id, request }: RequestEnvelope, caller: Caller): void => {
+    callers.set(id, caller);
+    commands.handle(request, {
       done: (value) => reply({ id, ok: true, reply: value }),
       failed: (error) => {
         const failure = failureOf(error);
         if (failure === undefined) throw error;
         reply({ id, ok: false, failure });
       },
-    });
+    }, caller);
+  };
+  const gone = (id: number): void => {
+    const caller = callers.get(id);
+    callers.delete(id);
+    caller?.leave();
   };
   reactor.onWake(() => {
+    // All of them first: one whose caller has gone meanwhile is not even begun.
+    const envelopes: (RequestEnvelope | GoneEnvelope | 'close')[] = [];
     for (let message = receiveMessageOnPort(input.control); message !== undefined; message = receiveMessageOnPort(input.control)) {
-      const envelope = message.message as RequestEnvelope | 'close';
+      envelopes.push(message.message as RequestEnvelope | GoneEnvelope | 'close');
+    }
+    const left = new Set(envelopes.flatMap((envelope) => (envelope !== 'close' && 'gone' in envelope ? [envelope.id] : [])));
+    for (const envelope of envelopes) {
       if (envelope === 'close') path.close(() => reactor.stop());
-      else serve(envelope);
+      else if ('gone' in envelope) gone(envelope.id);
+      else if (!left.has(envelope.id)) serve(envelope, new Caller());
     }
     reactor.again();
   });

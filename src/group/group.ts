@@ -354,14 +354,12 @@ export class Group implements ReplicatedGroup {
     if (!this.journal.hasRoomForMarker) throw new OperatorError('journal/stalled', this.stallReason() ?? 'the journal is full; try again in a moment');
   }
 
-  /** `done` is called when everything below `lsn` is durable here, or with why it never will be. */
-  whenDurable(lsn: number, done: Durable): void {
+  /** `done` is called when everything below `lsn` is durable here, or with why it never will be. Returns what takes that back. */
+  whenDurable(lsn: number, done: Durable): () => void {
     if (this.role === 'stopped') done(new OperatorError('group/stopped', this.roleReason));
     else if (this.journal.durableLsn >= lsn) done(undefined);
-    else {
-      this.durableWaits.add(lsn, done);
-      this.journal.sync(lsn);
-    }
+    else return this.durableWaits.add(lsn, done, this.journal);
+    return () => undefined;
   }
 
   private beginEpoch(lossless: boolean, reason: string): void {

@@ -17,6 +17,8 @@
 
 import { Errno, OperatorError } from '../base/errors.js';
 import type { CorruptionError, IoError } from '../base/errors.js';
+import type { Caller } from '../base/caller.js';
+import { callerGone } from '../base/caller.js';
 import { isLocalDevice } from '../base/units.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
@@ -56,13 +58,16 @@ export interface LocalDone {
   readonly notice: string | null;
 }
 
+/** As daemon/answer.ts has it. */
 export interface LocalAnswer {
   done(result: LocalDone): void;
   failed(error: unknown): void;
+  readonly caller: Caller;
 }
 
 interface ReadyWait {
   readonly device: number;
+  readonly answer: LocalAnswer;
   readonly deadlineUs: number;
   ended(notice: string | null): void;
 }
@@ -76,14 +81,14 @@ export class LocalService {
   private waits: ReadyWait[] = [];
   /** Waiting for the local journal to settle up to an LSN. */
   private settling: { readonly lsn: number; done(): void }[] = [];
-  /** Operations that wait for something else: they fail when the group stops. */
-  private readonly pending = new Set<LocalAnswer>();
+  /** Operations that wait for something else, and whether they were performed: they fail when the group stops. */
+  private readonly pending = new Map<LocalAnswer, boolean>();
   /** Their content is being replaced, or they are being removed. */
   private readonly blocked = new Set<number>();
   private stopped: OperatorError | undefined;
   private polling = false;
 
-  constructor(private readonly reactor: Reactor, private readonly host: LocalServiceHost, private readonly requests: RequestTable, log: Log) {
+  constructor(private readonly reactor: Reactor, private readonly host: LocalServiceHost, private readonly requests: RequestTable, private readonly log: Log) {
     const { content } = host;
     this.writes = new LocalWrites(reactor, host, requests);
     const { local } = content;
@@ -311,8 +316,19 @@ export class LocalService {
       answer.failed(this.stopped);
       return;
     }
-    this.pending.add(answer);
+    this.pending.set(answer, false);
+    answer.caller.onGone(() => this.abandoned(answer));
     this.guarded(answer, checks);
+  }
+
+  /** Whoever asked has gone: what was not performed is not performed any more. */
+  private abandoned(answer: LocalAnswer): void {
+    const performed = this.pending.get(answer);
+    if (performed === undefined) return;
+    this.pending.delete(answer);
+    this.waits = this.waits.filter((one) => one.answer !== answer);
+    this.log.warn(`the caller of an operation on a local snapshot has gone: it was ${performed ? 'done, and stays' : 'not done'}`);
+    answer.failed(callerGone());
   }
 
   private guarded(answer: LocalAnswer, step: () => void): void {
@@ -361,6 +377,7 @@ export class LocalService {
     const lsn = content.appliedLsn;
     const record = make({ epochId: epoch.id, lsn }, io.wallMs());
     content.local.perform(record);
+    if (this.pending.has(answer)) this.pending.set(answer, true);
     const dataThreadUs = io.nowUs() - begun;
     const id = record.op === 'snapshot' ? record.id : record.op === 'assign' ? record.target : record.op === 'seal' || record.op === 'unseal' ? record.device : 0;
     const finish = (notice: string | null): void => {
@@ -369,7 +386,7 @@ export class LocalService {
     };
     this.whenSettled(content.local.log.changedLsn, () => {
       if (id === 0 || this.tree.get(id)?.ready !== false) finish(null);
-      else this.waits.push({ device: id, deadlineUs: this.reactor.nowUs + waitUs, ended: finish });
+      else if (this.pending.has(answer)) this.waits.push({ device: id, answer, deadlineUs: this.reactor.nowUs + waitUs, ended: finish });
       this.reactor.again();
     });
   }
@@ -448,7 +465,7 @@ export class LocalService {
     this.writes.stop(errno);
     this.settling = [];
     this.waits = [];
-    const answers = [...this.pending];
+    const answers = [...this.pending.keys()];
     this.pending.clear();
     for (const answer of answers) answer.failed(reason);
   }

@@ -38,29 +38,34 @@ const MAX_WAITING = 64;
 export class Sizes {
   private last: { readonly state: string; readonly sizes: GroupSizes } | undefined;
   private waiting: SizesDone[] = [];
+  /** Nobody may be waiting for it any more. */
+  private counting = false;
 
   constructor(private readonly reactor: Reactor, private readonly content: Content) {}
 
   /**
    * Calls `done` now or in a later tick, exactly once. A count under way is
-   * joined: its LSN is then older than the question.
+   * joined: its LSN is then older than the question. Returns what takes the
+   * question back: `done` is not called then, and the count goes on for the next one.
    */
-  ask(done: SizesDone): void {
+  ask(done: SizesDone): () => void {
     const { mapTasks } = this.content;
     const state = stateOf(this.content);
-    if (this.waiting.length === 0 && this.last?.state === state) {
+    if (!this.counting && this.last?.state === state) {
       done(this.last.sizes);
-      return;
+      return () => undefined;
     }
-    if (this.waiting.length >= MAX_WAITING || (this.waiting.length === 0 && mapTasks.full)) {
+    if (this.waiting.length >= MAX_WAITING || (!this.counting && mapTasks.full)) {
       done(new OperatorError('daemon/busy', 'too much is being counted in this group just now; try again in a moment'));
-      return;
+      return () => undefined;
     }
     this.waiting.push(done);
-    if (this.waiting.length === 1) this.start(state);
+    if (!this.counting) this.start(state);
+    return () => void (this.waiting = this.waiting.filter((one) => one !== done));
   }
 
   private start(state: string): void {
+    this.counting = true;
     const { content } = this;
     const { store } = content;
     const lsn = content.appliedLsn;
@@ -70,6 +75,7 @@ export class Sizes {
     const task = new SizeTask(store.map, devices.map((device) => store.map.share(device.root)), (result) => {
       const asked = this.waiting;
       this.waiting = [];
+      this.counting = false;
       if (typeof result === 'string') {
         for (const done of asked) done(new OperatorError('group/stopped', `the sizes could not be counted: ${result}`));
         return;

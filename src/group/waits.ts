@@ -8,8 +8,16 @@ export type Durable = (error: OperatorError | undefined) => void;
 export class DurableWaits {
   private waits: { readonly lsn: number; readonly done: Durable }[] = [];
 
-  add(lsn: number, done: Durable): void {
-    this.waits.push({ lsn, done });
+  /** Has `journal` made durable up to `lsn`. Returns what takes the wait back: `done` is not called then. */
+  add(lsn: number, done: Durable, journal: { sync(lsn: number): void }): () => void {
+    const wait = { lsn, done };
+    this.waits.push(wait);
+    journal.sync(lsn);
+    return () => void (this.waits = this.waits.filter((one) => one !== wait));
+  }
+
+  get count(): number {
+    return this.waits.length;
   }
 
   /** Everything below `lsn` is durable. */

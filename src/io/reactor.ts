@@ -167,6 +167,11 @@ export class Reactor {
     return this.timers.cancel(id);
   }
 
+  /** Timers that are set. */
+  get timerCount(): number {
+    return this.timers.size;
+  }
+
   /** Registers a tick-end hook (see above); returns what removes it. */
   onTickEnd(hook: () => void): () => void {
     return register(this.hooks, hook);

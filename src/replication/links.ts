@@ -137,11 +137,12 @@ export class GroupLinks implements LinkHost {
   /**
    * `done(null)` once every secondary has applied everything below `lsn`; after `limitUs` microseconds, or when the
    * links are closed, `done` with a sentence that says who is behind, and why. May be called before this returns.
+   * Returns what takes the wait back: `done` is not called then.
    */
-  whenApplied(lsn: number, limitUs: number, done: (notice: string | null) => void): void {
+  whenApplied(lsn: number, limitUs: number, done: (notice: string | null) => void): () => void {
     if (this.behind(lsn).length === 0) {
       done(null);
-      return;
+      return () => undefined;
     }
     const wait: AppliedWait = { lsn, done, timer: undefined };
     wait.timer = this.reactor.after(limitUs, () => {
@@ -150,6 +151,10 @@ export class GroupLinks implements LinkHost {
       done(this.noticeOf(lsn));
     });
     this.waits.push(wait);
+    return () => {
+      if (wait.timer !== undefined) this.reactor.cancel(wait.timer);
+      this.waits = this.waits.filter((one) => one !== wait);
+    };
   }
 
   private noticeOf(lsn: number): string {

@@ -49,6 +49,38 @@ t.test('closing rejects what is under way and everything after', async (t) => {
   await t.rejects(channel.call({ op: 'status' }), { code: 'daemon/closing' });
 });
 
+t.test('a caller that goes is told at once, leaves nothing behind, and the worker hears of it', async (t) => {
+  const { channel, receive, post, woken } = pair();
+  const caller = new AbortController();
+  const call = channel.call({ op: 'drain', group: 'a', waitSeconds: 600 }, caller.signal);
+  const { id } = receive()!;
+  caller.abort();
+  await t.rejects(call, { name: 'ControlError', code: 'control/gone' });
+  t.same(receive(), { id, gone: true });
+  t.equal(woken(), 2);
+  // The answer was on its way already.
+  post({ id, ok: true, reply: { lsn: 1, drained: true, behind: [] } });
+
+  const answered = new AbortController();
+  const second = channel.call({ op: 'flush', group: 'a', upTo: 'durable' }, answered.signal);
+  post({ id: receive()!.id, ok: true, reply: { lsn: 2, upTo: 'durable' } });
+  t.match(await second, { lsn: 2 });
+  answered.abort();
+  t.equal(receive(), undefined, 'of one that was answered nothing is told');
+
+  await t.rejects(channel.call({ op: 'status' }, caller.signal), { code: 'control/gone' });
+  t.equal(receive(), undefined, 'one whose caller is gone is not even asked');
+  const callers = Array.from({ length: MAX_CALLS }, () => new AbortController());
+  const calls = callers.map(({ signal }) => channel.call({ op: 'status' }, signal).catch((error: unknown) => (error as ControlError).code));
+  for (const one of callers) one.abort();
+  t.strictSame(new Set(await Promise.all(calls)), new Set(['control/gone']));
+  const last = channel.call({ op: 'status' });
+  last.catch(() => undefined);
+  for (let envelope = receive(); envelope !== undefined; envelope = receive()) if ('request' in envelope) post({ id: envelope.id, ok: false, failure: { kind: 'operator', code: 'late', message: '' } });
+  await t.rejects(last, { code: 'late' }, 'their places are free');
+  channel.close();
+});
+
 t.test('the number of requests under way is bounded', async (t) => {
   const { channel } = pair();
   const calls = Array.from({ length: MAX_CALLS }, () => channel.call({ op: 'status' }).catch(() => 'cut'));

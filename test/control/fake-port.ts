@@ -66,11 +66,14 @@ type Answers = { [K in keyof ControlReplies]?: (request: Extract<ControlRequest,
 
 export class FakePort implements ControlPort {
   readonly calls: ControlRequest[] = [];
+  /** Of each call: aborts when its caller has gone. */
+  readonly gone: (AbortSignal | undefined)[] = [];
   /** What to answer instead of the defaults; may throw. */
   answers: Answers = {};
 
-  async call<R extends ControlRequest>(request: R): Promise<ReplyOf<R>> {
+  async call<R extends ControlRequest>(request: R, gone?: AbortSignal): Promise<ReplyOf<R>> {
     this.calls.push(structuredClone(request));
+    this.gone.push(gone);
     const answer = (this.answers as Record<string, ((request: ControlRequest) => unknown) | undefined>)[request.op];
     return (await (answer ?? this.fallback)(request)) as ReplyOf<R>;
   }

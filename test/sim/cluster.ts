@@ -5,6 +5,7 @@
  * Owns: configuration at the scale of a simulation, start and crash of a node,
  * the comparison with the model after each start. Must not know: workloads.
  */
+import type { Caller } from '../../src/base/caller.js';
 import type { Config } from '../../src/config/schema.js';
 import { SinkLog } from '../../src/base/log.js';
 import { IoError } from '../../src/base/errors.js';
@@ -251,10 +252,10 @@ export class SimHost {
     return this;
   }
 
-  /** Carries a control request out; the result shows up later. */
-  command(request: ControlRequest): { reply?: unknown; error?: unknown; ended: boolean } {
+  /** Carries a control request out; the result shows up later. With a caller that may go nothing is judged. */
+  command(request: ControlRequest, caller?: Caller): { reply?: unknown; error?: unknown; ended: boolean } {
     const outcome: { reply?: unknown; error?: unknown; ended: boolean } = { ended: false };
-    const asked = isOperation(request) && this.asked.judging ? this.asked.ask(request) : undefined;
+    const asked = isOperation(request) && this.asked.judging && caller === undefined ? this.asked.ask(request) : undefined;
     this.node.attempt(() => this.commands!.handle(request, {
       done: (reply) => {
         outcome.reply = reply;
@@ -268,7 +269,7 @@ export class SimHost {
         outcome.ended = true;
         if (asked !== undefined) this.asked.failed(asked, error);
       },
-    }));
+    }, caller));
     this.node.poke();
     return outcome;
   }

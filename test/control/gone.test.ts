@@ -1,0 +1,86 @@
+/** Clients of the admin API that go away before they are answered: what waits for them hears of it. */
+import { createConnection } from 'node:net';
+import { join } from 'node:path';
+import t from 'tap';
+import type { LogEntry } from '../../src/base/log.js';
+import { SinkLog } from '../../src/base/log.js';
+import { ControlClient } from '../../src/control/client.js';
+import { ControlServer } from '../../src/control/server.js';
+import type { DrainReply } from '../../src/control/schema.js';
+import { waitFor } from '../harness/process.js';
+import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
+import { FakePort } from './fake-port.js';
+
+async function setup(t: { teardown(action: () => Promise<void>): void }): Promise<{ port: FakePort; socket: string; log: LogEntry[] }> {
+  const directory = makeTempDirectory('gone');
+  const socket = join(directory, 's');
+  const port = new FakePort();
+  // As the data thread: it answers no sooner than the caller goes.
+  port.answers.drain = () => new Promise<DrainReply>((_resolve, reject) => {
+    const gone = port.gone.at(-1)!;
+    gone.addEventListener('abort', () => reject(new Error('gone')));
+  });
+  const log: LogEntry[] = [];
+  const server = await ControlServer.open({ socket, port, log: new SinkLog((entry) => log.push(entry)) });
+  t.teardown(async () => {
+    await server.close();
+    removeTempDirectory(directory);
+  });
+  return { port, socket, log };
+}
+
+const DRAIN = 'POST /v1/groups/g/drain HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 18\r\n\r\n{"waitSeconds":60}';
+
+t.test('a connection that ends before the answer aborts the call, also when its answer would be the second one', async (t) => {
+  for (const count of [1, 2, 12]) {
+    for (const end of ['destroy', 'end'] as const) {
+      const { port, socket } = await setup(t);
+      const connection = createConnection(socket);
+      connection.on('error', () => {});
+      connection.write(DRAIN.repeat(count));
+      await waitFor(`${count} calls`, () => port.calls.length === count);
+      t.ok(port.gone.every((gone) => gone?.aborted === false));
+      connection[end]();
+      await waitFor('all of them are aborted', () => port.gone.every((gone) => gone?.aborted === true));
+      connection.destroy();
+    }
+  }
+});
+
+t.test('a client that was answered goes without a word', async (t) => {
+  const { port, socket, log } = await setup(t);
+  const connection = createConnection(socket);
+  let text = '';
+  connection.on('data', (part) => (text += String(part)));
+  connection.write('GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n'.repeat(3));
+  await waitFor('three answers', () => text.split('HTTP/1.1 200').length === 4);
+  connection.destroy();
+  t.equal(port.calls.length, 3);
+  t.strictSame(log, []);
+});
+
+t.test('a call is not made for a client that went while its request was arriving', async (t) => {
+  const { port, socket, log } = await setup(t);
+  const connection = createConnection(socket);
+  connection.on('error', () => {});
+  connection.write(DRAIN.slice(0, -4));
+  await new ControlClient(socket).version();
+  connection.destroy();
+  await new ControlClient(socket).status();
+  t.strictSame(port.calls.map((call) => call.op), ['status']);
+  t.strictSame(log, []);
+});
+
+t.test('an interruption ends calls of the client at once, those under way and those to come', async (t) => {
+  const { port, socket } = await setup(t);
+  const interrupt = new AbortController();
+  const client = new ControlClient(socket, interrupt.signal);
+  await client.status();
+  const under = client.drain('g', { waitSeconds: 600 });
+  await waitFor('the call', () => port.calls.some((call) => call.op === 'drain'));
+  interrupt.abort();
+  await t.rejects(under, { code: 'interrupted', message: /not appended yet is not done any more/ });
+  await waitFor('the server hears of it', () => port.gone.at(-1)?.aborted === true);
+  await t.rejects(client.status(), { code: 'interrupted' });
+  t.equal(port.calls.length, 2);
+});
