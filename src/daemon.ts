@@ -32,7 +32,7 @@ function bootId(): string {
 
 /**
  * Resolves when everything is open and served. `accepted`: groups whose unknown data are to be served all the same
- * (group/place.ts). Rejects with OperatorError, IoError, CorruptionError or a bug.
+ * (group/content/place.ts). Rejects with OperatorError, IoError, CorruptionError or a bug.
  */
 export async function runDaemon(config: Config, log: Log, accepted: ReadonlyMap<string, number> = new Map()): Promise<Daemon> {
   const { port1, port2 } = new MessageChannel();

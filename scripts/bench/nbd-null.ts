@@ -11,8 +11,8 @@
 import { parseArgs } from 'node:util';
 import { SinkLog } from '../../src/base/log.js';
 import { deviceId, GIB, MIB } from '../../src/base/units.js';
-import { RequestKind, RequestTable } from '../../src/group/requests.js';
-import type { BlockService, DeviceView } from '../../src/group/service.js';
+import { RequestKind, RequestTable } from '../../src/group/requests/requests.js';
+import type { BlockService, DeviceView } from '../../src/group/requests/service.js';
 import { Arena } from '../../src/io/arena.js';
 import { Reactor } from '../../src/io/reactor.js';
 import { RealIo } from '../../src/io/real.js';

@@ -19,7 +19,7 @@ import { formatPosition } from '../base/position.js';
 import type { CarryReplies, CarryRequest, ExportOpenRequest, ExportPageRequest } from '../control/carry.js';
 import type { CursorEntry, ImportState } from '../control/schema.js';
 import type { Group } from '../group/group.js';
-import { MAX_CURSORS } from '../group/cursorfile.js';
+import { MAX_CURSORS } from '../group/content/cursorfile.js';
 import { epochIdAt, epochPosition } from '../group/places.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';

@@ -14,12 +14,12 @@ import type { Log } from '../base/log.js';
 import { KIB, MIB } from '../base/units.js';
 import type { Config, GroupConfig } from '../config/schema.js';
 import { NodeBlocks } from '../group/blocks.js';
-import { isRefusal } from '../group/place.js';
+import { isRefusal } from '../group/content/place.js';
 import { Group } from '../group/group.js';
 import type { GroupOptions } from '../group/group.js';
-import { warmUpMarkers } from '../group/record.js';
-import { RequestTable } from '../group/requests.js';
-import { rehearsal } from '../group/tree.js';
+import { warmUpMarkers } from '../group/tree/record.js';
+import { RequestTable } from '../group/requests/requests.js';
+import { rehearsal } from '../group/tree/tree.js';
 import { mkdirs } from '../io/file.js';
 import type { SpaceStat } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -67,7 +67,7 @@ export interface Surroundings {
   readonly bootId: string;
   readonly space: (path: string) => SpaceStat;
   readonly scale?: Scale;
-  /** Groups whose data an operator accepts as they are, and from which LSN on (group/place.ts). */
+  /** Groups whose data an operator accepts as they are, and from which LSN on (group/content/place.ts). */
   readonly accepted?: ReadonlyMap<string, number>;
   /** Descriptors that this process may have; undefined = as few as any system allows. */
   readonly descriptors?: number;

@@ -8,7 +8,7 @@ import { CorruptionError, IoError, OperatorError } from '../base/errors.js';
 import type { JournalPage, JournalRequest } from '../control/port.js';
 import type { JournalRecord } from '../control/schema.js';
 import type { Group } from '../group/group.js';
-import { decodeMarker, operationVerb } from '../group/record.js';
+import { decodeMarker, operationVerb } from '../group/tree/record.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import { batch, checkBatchShape, entry, MAX_BATCH_BYTES, RecordKind, recordKindName } from '../journal/format.js';

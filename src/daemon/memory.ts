@@ -9,7 +9,7 @@
 import { OperatorError } from '../base/errors.js';
 import { alignUp, formatSize, MIB } from '../base/units.js';
 import type { Config } from '../config/schema.js';
-import { contentArenaBytes } from '../group/content.js';
+import { contentArenaBytes } from '../group/content/content.js';
 import type { Arena } from '../io/arena.js';
 import { allocatedBytes, SCRATCH_BYTES } from '../io/arena.js';
 import { MAX_BATCH_BYTES } from '../journal/format.js';

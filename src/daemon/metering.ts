@@ -6,7 +6,7 @@
 import type { MetricSample } from '../control/port.js';
 import type { MeteredEntry, MeteredSums, OperationsReply } from '../control/schema.js';
 import type { Group } from '../group/group.js';
-import type { MeteredOperation, Meter } from '../group/meter.js';
+import type { MeteredOperation, Meter } from '../group/operations/meter.js';
 
 export function operationsReply(group: Group): OperationsReply {
   const { meter } = group;

@@ -5,10 +5,10 @@
  */
 
 import { Errno } from '../base/errors.js';
-import { ExportView } from './exports.js';
+import { ExportView } from './requests/exports.js';
 import type { Group } from './group.js';
-import type { RequestTable } from './requests.js';
-import type { BlockService, DeviceClient, DeviceView } from './service.js';
+import type { RequestTable } from './requests/requests.js';
+import type { BlockService, DeviceClient, DeviceView } from './requests/service.js';
 
 export class NodeBlocks implements BlockService {
   private readonly groups = new Map<string, Group>();

@@ -15,8 +15,8 @@ import { IoError } from '../base/errors.js';
 import type { EpochPosition } from '../base/position.js';
 import { JobOp, JobTable, O, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
-import { CURSOR_FILE, CURSOR_SLOT_BYTES, encodeCursorSlot, readCursors } from './cursorfile.js';
-import type { Cursor } from './cursorfile.js';
+import { CURSOR_FILE, CURSOR_SLOT_BYTES, encodeCursorSlot, readCursors } from './content/cursorfile.js';
+import type { Cursor } from './content/cursorfile.js';
 
 /** Called once: undefined when the change is durable, or why it was not made. */
 export type Saved = (error: IoError | undefined) => void;

@@ -11,8 +11,8 @@ import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
 import { batch, entry, RecordKind } from '../journal/format.js';
 import type { Journal, Position } from '../journal/journal.js';
-import type { Content } from './content.js';
-import type { Meter } from './meter.js';
+import type { Content } from './content/content.js';
+import type { Meter } from './operations/meter.js';
 import type { GroupRole, ReceiveResult } from './replica.js';
 
 export interface FollowerHost {

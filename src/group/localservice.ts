@@ -22,15 +22,15 @@ import { callerGone } from '../base/caller.js';
 import { isLocalDevice } from '../base/units.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
-import type { Content } from './content.js';
-import type { Exports, LocalView } from './exports.js';
-import type { Follows, LocalRecord } from './localrecord.js';
-import type { LocalDevice } from './localtree.js';
-import { MAX_LOCAL_DEVICES } from './localtree.js';
-import { LocalWrites } from './localwrites.js';
-import { readRequest } from './reads.js';
-import { RequestKind } from './requests.js';
-import type { RequestTable } from './requests.js';
+import type { Content } from './content/content.js';
+import type { Exports, LocalView } from './requests/exports.js';
+import type { Follows, LocalRecord } from './local/record.js';
+import type { LocalDevice } from './local/tree.js';
+import { MAX_LOCAL_DEVICES } from './local/tree.js';
+import { LocalWrites } from './requests/localwrites.js';
+import { readRequest } from './requests/reads.js';
+import { RequestKind } from './requests/requests.js';
+import type { RequestTable } from './requests/requests.js';
 
 export interface LocalServiceHost {
   readonly name: string;

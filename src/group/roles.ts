@@ -11,12 +11,12 @@ import { IoError, OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Position } from '../journal/journal.js';
-import type { Content, JournalExtent } from './content.js';
-import { placeOf } from './place.js';
-import type { Opening, PlaceOptions } from './place.js';
+import type { Content, JournalExtent } from './content/content.js';
+import { placeOf } from './content/place.js';
+import type { Opening, PlaceOptions } from './content/place.js';
 import type { EpochEntry, GroupRole } from './replica.js';
-import { writeState } from './statefile.js';
-import type { StateFile } from './statefile.js';
+import { writeState } from './content/statefile.js';
+import type { StateFile } from './content/statefile.js';
 
 export interface RolesOptions extends PlaceOptions {
   /** Of this node. */

@@ -4,7 +4,7 @@
  */
 
 import { unreachable } from '../base/assert.js';
-import type { Content } from './content.js';
+import type { Content } from './content/content.js';
 import type { Holder } from './retention.js';
 
 export function stallSentence(group: string, content: Content, slowest: Holder | undefined): string {

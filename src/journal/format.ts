@@ -150,7 +150,7 @@ export const RecordKind = {
   data: 1,
   /** Whole blocks that read as zeros from here on. */
   zero: 2,
-  /** An operation; the body is msgpack (group/record.ts). */
+  /** An operation; the body is msgpack (group/tree/record.ts). */
   marker: 3,
 } as const;
 

@@ -10,7 +10,7 @@
 
 import { unreachable } from '../base/assert.js';
 import { Errno, errnoText } from '../base/errors.js';
-import type { DeviceClient } from '../group/service.js';
+import type { DeviceClient } from '../group/requests/service.js';
 import { SCRATCH_BYTES, SCRATCH_OFFSET } from '../io/arena.js';
 import { Ready } from '../io/io.js';
 import { ServerHandshake } from '../vendor/nbd-protocol-ts/index.js';

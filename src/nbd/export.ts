@@ -20,7 +20,7 @@ import {
 import type { ExportDirectory, ExportFacts, ExportInfo, ExportRefusal } from '../vendor/nbd-protocol-ts/index.js';
 import { assert } from '../base/assert.js';
 import { Errno } from '../base/errors.js';
-import type { BlockService, DeviceView } from '../group/service.js';
+import type { BlockService, DeviceView } from '../group/requests/service.js';
 
 /** Any byte range is served; the group completes partial blocks (DESIGN §3). */
 export const MINIMUM_BLOCK = 1;

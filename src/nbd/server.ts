@@ -14,8 +14,8 @@
 import { assert } from '../base/assert.js';
 import { IoError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
-import type { RequestOwner } from '../group/requests.js';
-import type { BlockService } from '../group/service.js';
+import type { RequestOwner } from '../group/requests/requests.js';
+import type { BlockService } from '../group/requests/service.js';
 import type { SocketAddress } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';

@@ -13,7 +13,7 @@
 
 import { assert } from '../base/assert.js';
 import { MIB } from '../base/units.js';
-import type { BlockService } from '../group/service.js';
+import type { BlockService } from '../group/requests/service.js';
 import type { Arena } from '../io/arena.js';
 import type { Io } from '../io/io.js';
 import { OFFSET_DATA_HEADER_BYTES } from '../vendor/nbd-protocol-ts/index.js';

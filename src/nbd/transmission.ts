@@ -10,9 +10,9 @@
  */
 
 import { Errno } from '../base/errors.js';
-import { RequestFlag, RequestKind } from '../group/requests.js';
-import type { RequestTable } from '../group/requests.js';
-import type { BlockService } from '../group/service.js';
+import { RequestFlag, RequestKind } from '../group/requests/requests.js';
+import type { RequestTable } from '../group/requests/requests.js';
+import type { BlockService } from '../group/requests/service.js';
 import {
   ERROR_CHUNK_BYTES, NBD_CMD_BLOCK_STATUS, NBD_CMD_CACHE, NBD_CMD_DISC, NBD_CMD_FLAG_FUA, NBD_CMD_FLAG_REQ_ONE, NBD_CMD_FLUSH, NBD_CMD_READ,
   NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES, NBD_REPLY_FLAG_DONE, OFFSET_DATA_HEADER_BYTES, REQUEST_BYTES, REQUEST_FATAL_NONE,

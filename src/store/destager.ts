@@ -8,7 +8,7 @@
  * Steps of a round, and what recovery sees if power fails right after each:
  *   1. seal        nothing on disk changed
  *   2. wait until `stable` has reached the seal: the write-ahead rule, nothing that could be undone is destaged
- *   3. note        on a secondary: `final` names the seal (group/finalnote.ts); nothing below it is undone after a restart either
+ *   3. note        on a secondary: `final` names the seal (group/content/finalnote.ts); nothing below it is undone after a restart either
  *   4. write       layer files hold some blocks twice (here and in the journal); the journal's copy is read
  *   5. fdatasync   the same, durable; the round counts only when a checkpoint names its end as low-water mark
  *   6. drop        (memory only) reads go to the files

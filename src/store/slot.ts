@@ -43,7 +43,7 @@ const body = z.strictObject({
   nextLayer: count,
   layers: z.array(z.tuple([count, count, count, z.string(), count, count, z.boolean()])),
   devices: z.array(z.tuple([count, count, count, count, count])),
-  /** The group's own part: tree, epochs, roles (group/state.ts). */
+  /** The group's own part: tree, epochs, roles (group/content/core.ts). */
   group: z.unknown(),
   /** The same cut through the local journal, where there is one: everything below `at` is in here; and the local devices' names. */
   local: z.strictObject({ at: position, state: z.unknown() }).optional(),

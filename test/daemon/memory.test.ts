@@ -5,7 +5,7 @@ import { MIB } from '../../src/base/units.js';
 import type { Config } from '../../src/config/schema.js';
 import { DEFAULT_SCALE } from '../../src/daemon/datapath.js';
 import { openLayers, takeFixedMemory } from '../../src/daemon/memory.js';
-import { Content, contentArenaBytes } from '../../src/group/content.js';
+import { Content, contentArenaBytes } from '../../src/group/content/content.js';
 import { Arena } from '../../src/io/arena.js';
 import { MAX_BATCH_BYTES } from '../../src/journal/format.js';
 import { Rig } from '../sim/rig.js';

@@ -4,7 +4,7 @@
  */
 import t from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
-import { stateToStartFrom } from '../../src/group/leftovers.js';
+import { stateToStartFrom } from '../../src/group/content/leftovers.js';
 import { Arena } from '../../src/io/arena.js';
 import { Reactor } from '../../src/io/reactor.js';
 import { batch, checkBatchShape, SEGMENT_HEADER_BYTES } from '../../src/journal/format.js';

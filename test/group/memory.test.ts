@@ -5,7 +5,7 @@
  */
 import t from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
-import { RequestKind } from '../../src/group/requests.js';
+import { RequestKind } from '../../src/group/requests/requests.js';
 import { Rig } from '../sim/rig.js';
 
 const STRIDE = 2 * MIB;

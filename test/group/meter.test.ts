@@ -1,9 +1,9 @@
 /** The meter: a bound at once, the exact number of changed bytes when maps were compared, and nothing kept for it. */
 import t from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
-import { OPERATIONS_KEPT } from '../../src/group/meter.js';
-import type { MeteredOperation } from '../../src/group/meter.js';
-import type { Operation, Range } from '../../src/group/record.js';
+import { OPERATIONS_KEPT } from '../../src/group/operations/meter.js';
+import type { MeteredOperation } from '../../src/group/operations/meter.js';
+import type { Operation, Range } from '../../src/group/tree/record.js';
 import { Random } from '../sim/random.js';
 import type { Rig } from '../store/walkrig.js';
 import { BLOCK, Machine, machine } from '../store/walkmachine.js';

@@ -9,12 +9,12 @@ import { SinkLog } from '../../src/base/log.js';
 import { KIB, MIB } from '../../src/base/units.js';
 import { Commands } from '../../src/daemon/commands.js';
 import { DataPath, DEFAULT_SCALE } from '../../src/daemon/datapath.js';
-import { planRemove } from '../../src/group/operations.js';
-import { decodeMarker, encodeMarker, MAX_REASON, MAX_REMOVED } from '../../src/group/record.js';
-import type { Operation } from '../../src/group/record.js';
-import { RequestKind } from '../../src/group/requests.js';
-import { ExtentFlag } from '../../src/group/service.js';
-import type { DeviceView } from '../../src/group/service.js';
+import { planRemove } from '../../src/group/operations/judge.js';
+import { decodeMarker, encodeMarker, MAX_REASON, MAX_REMOVED } from '../../src/group/tree/record.js';
+import type { Operation } from '../../src/group/tree/record.js';
+import { RequestKind } from '../../src/group/requests/requests.js';
+import { ExtentFlag } from '../../src/group/requests/service.js';
+import type { DeviceView } from '../../src/group/requests/service.js';
 import { Arena } from '../../src/io/arena.js';
 import { Reactor } from '../../src/io/reactor.js';
 import { MAX_MARKER_BYTES } from '../../src/journal/format.js';
@@ -42,7 +42,7 @@ t.test('an epoch whose reason is too long for its marker begins with a shorter o
   }
 });
 
-/** Performs the operation without the judgement of operations.ts. */
+/** Performs the operation without the judgement of operations/judge.ts. */
 function perform(rig: Rig, operation: Operation): void {
   rig.host.asked.judging = false;
   rig.host.group.perform(operation);

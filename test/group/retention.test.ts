@@ -3,7 +3,7 @@ import t from 'tap';
 import type { EpochPosition } from '../../src/base/position.js';
 import { NO_EPOCH_ID } from '../../src/base/position.js';
 import { KIB, MIB } from '../../src/base/units.js';
-import { decodeCursorSlot, encodeCursorSlot, MAX_CURSORS } from '../../src/group/cursorfile.js';
+import { decodeCursorSlot, encodeCursorSlot, MAX_CURSORS } from '../../src/group/content/cursorfile.js';
 import type { Cursors } from '../../src/group/cursors.js';
 import { O } from '../../src/io/io.js';
 import { Rig } from '../sim/rig.js';

@@ -2,10 +2,10 @@
 import fc from 'fast-check';
 import { pack } from 'msgpackr';
 import t from 'tap';
-import { decodeMarker, encodeMarker } from '../../src/group/record.js';
-import type { Operation } from '../../src/group/record.js';
-import { Tree } from '../../src/group/tree.js';
-import type { At } from '../../src/group/tree.js';
+import { decodeMarker, encodeMarker } from '../../src/group/tree/record.js';
+import type { Operation } from '../../src/group/tree/record.js';
+import { Tree } from '../../src/group/tree/tree.js';
+import type { At } from '../../src/group/tree/tree.js';
 
 const EPOCH = 'ab'.repeat(16);
 const at = (lsn: number): At => ({ lsn, epochId: EPOCH, wallMs: 1_700_000_000_000 + lsn });

@@ -10,7 +10,7 @@
  * One that flies while an operation does has happened before or after it, and
  * narrows nothing; reads do, later.
  */
-import type { Operation } from '../../src/group/record.js';
+import type { Operation } from '../../src/group/tree/record.js';
 import { Content, Patterns } from '../crash/content.js';
 import { BLOCK, Devices } from './devices.js';
 import type { Device } from './devices.js';

@@ -9,7 +9,7 @@
  * Blocks are never changed in place, so that states may share them; a block
  * that is absent is zero.
  */
-import type { Operation } from '../../src/group/record.js';
+import type { Operation } from '../../src/group/tree/record.js';
 
 export const BLOCK = 4096;
 

@@ -4,10 +4,10 @@
  * that has to appear in the stream.
  *
  * Owns: the rules as a user reads them in the README. Must not know: how the
- * product decides (src/group/operations.ts), so that each checks the other.
+ * product decides (src/group/operations/judge.ts), so that each checks the other.
  */
 import type { OperationRequest, Ranges } from '../../src/control/port.js';
-import type { Operation } from '../../src/group/record.js';
+import type { Operation } from '../../src/group/tree/record.js';
 import { BLOCK } from './devices.js';
 import type { Device, Devices } from './devices.js';
 

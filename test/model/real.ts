@@ -9,7 +9,7 @@
 import { ControlError } from '../../src/control/client.js';
 import type { OperationRequest } from '../../src/control/port.js';
 import { GIB, KIB } from '../../src/base/units.js';
-import type { Operation } from '../../src/group/record.js';
+import type { Operation } from '../../src/group/tree/record.js';
 import { NbdConnectionError, NbdRequestError } from '../../src/vendor/nbd-protocol-ts/index.js';
 import type { NbdClient } from '../../src/vendor/nbd-protocol-ts/index.js';
 import { catchUp } from '../crash/check.js';

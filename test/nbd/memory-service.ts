@@ -6,9 +6,9 @@
 import { assert, unreachable } from '../../src/base/assert.js';
 import { deviceId } from '../../src/base/units.js';
 import type { DeviceId } from '../../src/base/units.js';
-import { RequestKind, RequestTable } from '../../src/group/requests.js';
-import { ExtentFlag } from '../../src/group/service.js';
-import type { BlockService, DeviceClient, DeviceView } from '../../src/group/service.js';
+import { RequestKind, RequestTable } from '../../src/group/requests/requests.js';
+import { ExtentFlag } from '../../src/group/requests/service.js';
+import type { BlockService, DeviceClient, DeviceView } from '../../src/group/requests/service.js';
 import type { Reactor } from '../../src/io/reactor.js';
 
 const REGION = 65536;

@@ -7,9 +7,9 @@
  * Must not know: crashes (model.ts says what survives them), workloads.
  */
 import type { NodeBlocks } from '../../src/group/blocks.js';
-import type { DeviceView } from '../../src/group/service.js';
-import type { Operation } from '../../src/group/record.js';
-import { RequestFlag, RequestKind } from '../../src/group/requests.js';
+import type { DeviceView } from '../../src/group/requests/service.js';
+import type { Operation } from '../../src/group/tree/record.js';
+import { RequestFlag, RequestKind } from '../../src/group/requests/requests.js';
 import type { Arena } from '../../src/io/arena.js';
 import { BLOCK, blockOf, contentOf } from './model.js';
 import type { GroupModel, ModelDevice, ModelEntry, ModelRecord, ModelState } from './model.js';

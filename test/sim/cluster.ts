@@ -16,7 +16,7 @@ import { Commands } from '../../src/daemon/commands.js';
 import { DataPath } from '../../src/daemon/datapath.js';
 import type { Scale } from '../../src/daemon/datapath.js';
 import type { Group } from '../../src/group/group.js';
-import type { DeviceView } from '../../src/group/service.js';
+import type { DeviceView } from '../../src/group/requests/service.js';
 import { Arena } from '../../src/io/arena.js';
 import { Reactor } from '../../src/io/reactor.js';
 import { Asked } from './asked.js';

@@ -4,7 +4,7 @@
  */
 import t from 'tap';
 import { MIB } from '../../src/base/units.js';
-import { Tree } from '../../src/group/tree.js';
+import { Tree } from '../../src/group/tree/tree.js';
 import { GROUP, SimHost, SMALL } from './cluster.js';
 import { World } from './world.js';
 

@@ -6,8 +6,8 @@
  * Owns: requests to local devices, operations on them, the model. Must not know:
  * the group's model but for the content of what a local device is taken of.
  */
-import { RequestFlag, RequestKind } from '../../src/group/requests.js';
-import type { LocalRecord } from '../../src/group/localrecord.js';
+import { RequestFlag, RequestKind } from '../../src/group/requests/requests.js';
+import type { LocalRecord } from '../../src/group/local/record.js';
 import type { ControlRequest } from '../../src/control/port.js';
 import type { OperationReply } from '../../src/control/schema.js';
 import { isLocalDevice } from '../../src/base/units.js';

@@ -6,8 +6,8 @@
  * crash (never anything below `floor`), and what every device then holds.
  * Must not know: how any of it is stored.
  */
-import { decodeMarker } from '../../src/group/record.js';
-import type { Operation } from '../../src/group/record.js';
+import { decodeMarker } from '../../src/group/tree/record.js';
+import type { Operation } from '../../src/group/tree/record.js';
 import { BLOCK, Devices } from '../model/devices.js';
 import type { Device } from '../model/devices.js';
 

@@ -8,7 +8,7 @@ import t from 'tap';
 import type { Test } from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { NodeBlocks } from '../../src/group/blocks.js';
-import { RequestKind } from '../../src/group/requests.js';
+import { RequestKind } from '../../src/group/requests/requests.js';
 import { GROUP, SMALL } from './cluster.js';
 import type { SimHost } from './cluster.js';
 import { TMPFS } from './disk.js';

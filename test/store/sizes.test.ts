@@ -2,7 +2,7 @@
 import t from 'tap';
 import { OperatorError } from '../../src/base/errors.js';
 import { KIB, MIB } from '../../src/base/units.js';
-import type { GroupSizes } from '../../src/group/sizes.js';
+import type { GroupSizes } from '../../src/group/content/sizes.js';
 import { Random } from '../sim/random.js';
 import type { Model, Rig } from './walkrig.js';
 import { BLOCK, Machine, machine } from './walkmachine.js';

@@ -7,7 +7,7 @@ import { Arena } from '../../src/io/arena.js';
 import { Reactor } from '../../src/io/reactor.js';
 import { RealIo } from '../../src/io/real.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
-import type { GroupSizes } from '../../src/group/sizes.js';
+import type { GroupSizes } from '../../src/group/content/sizes.js';
 import { Random } from '../sim/random.js';
 import { Rig } from './walkrig.js';
 

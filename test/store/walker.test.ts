@@ -2,7 +2,7 @@
 import t from 'tap';
 import { CorruptionError } from '../../src/base/errors.js';
 import { KIB, MIB } from '../../src/base/units.js';
-import { RequestKind } from '../../src/group/requests.js';
+import { RequestKind } from '../../src/group/requests/requests.js';
 import { Queue } from '../../src/io/io.js';
 import { Random } from '../sim/random.js';
 import { copyModel } from './walkrig.js';

@@ -5,9 +5,9 @@
 import { SinkLog } from '../../src/base/log.js';
 import { BLOCK_BYTES, KIB, MIB } from '../../src/base/units.js';
 import { Group } from '../../src/group/group.js';
-import { planRemove, planRestore, planSnapshot } from '../../src/group/operations.js';
-import type { Operation } from '../../src/group/record.js';
-import { RequestKind, RequestTable } from '../../src/group/requests.js';
+import { planRemove, planRestore, planSnapshot } from '../../src/group/operations/judge.js';
+import type { Operation } from '../../src/group/tree/record.js';
+import { RequestKind, RequestTable } from '../../src/group/requests/requests.js';
 import { mkdirs } from '../../src/io/file.js';
 import type { Reactor } from '../../src/io/reactor.js';
 import type { MapTaskOptions } from '../../src/store/maptasks.js';

@@ -1,0 +1,208 @@
+/**
+ * Where a group's journal lies, and whether what is found there may be used.
+ *
+ * Owns: the directory of the journal and the note of whose it is; the decision
+ * how a start begins: from the journal, without one, or not at all. Must not
+ * know: how a journal is read, what roles do.
+ *
+ *   the journal is          was stopped        start
+ *   durable, where it was   in any way         from the journal
+ *   volatile, same boot     in any way         from the journal, if it is there
+ *   volatile, lost          cleanly            anew, at the position of the checkpoint
+ *   volatile, lost          in another way     refused: the data are unknown. A primary may be told to accept them
+ *   moved, or of the other  cleanly            from the journal if it was moved along (durable only); anew if
+ *   kind than before                           the checkpoint has everything; else refused
+ *   the same                in another way     refused
+ */
+
+import { CorruptionError, Errno, OperatorError } from '../../base/errors.js';
+import { mkdirs, must, readWholeFile, replaceFile } from '../../io/file.js';
+import { SCRATCH_BYTES, SCRATCH_OFFSET } from '../../io/arena.js';
+import type { Io } from '../../io/io.js';
+import { O } from '../../io/io.js';
+import type { Reactor } from '../../io/reactor.js';
+import { decodeSegmentHeader } from '../../journal/format.js';
+import type { Position } from '../../journal/journal.js';
+import { SEGMENT_NAME } from '../../journal/segments.js';
+import { findSlot } from '../../store/slot.js';
+import type { StateFile } from './statefile.js';
+
+/** Kept in state.json where it is not the usual one. */
+export interface Place {
+  readonly volatile: boolean;
+  readonly directory: string;
+}
+
+export interface PlaceOptions {
+  readonly name: string;
+  readonly directory: string;
+  /** Where the journal lies; absent: in `directory`. */
+  readonly journalDirectory?: string;
+  readonly journal: { readonly volatile?: boolean };
+  readonly bootId: string;
+  /** An operator accepts that the data are unknown, and said from which LSN on the group goes on. */
+  readonly acceptedLsn?: number;
+}
+
+/** `anew`: a journal that begins at the checkpoint. `accepted`: the same, and the content is not what the history says. */
+export type Opening = 'journal' | 'anew' | 'accepted';
+
+const OWNER = 'owner';
+const NOTE = 'the journal of the group in ';
+/** A remedy of its own, beside the usual one for a group that cannot be opened. */
+const CODE_PREFIX = 'journal/';
+
+export function journalDirectoryOf(options: Pick<PlaceOptions, 'directory' | 'journalDirectory'>): string {
+  return options.journalDirectory ?? `${options.directory}/journal`;
+}
+
+/** For state.json: undefined for a durable journal in the group's own directory. */
+export function placeOf(options: Pick<PlaceOptions, 'directory' | 'journalDirectory' | 'journal'>): Place | undefined {
+  const isVolatile = options.journal.volatile === true;
+  return isVolatile || options.journalDirectory !== undefined ? { volatile: isVolatile, directory: journalDirectoryOf(options) } : undefined;
+}
+
+/** Whether the error is a refusal of this module: its sentence says what to do. */
+export function isRefusal(error: unknown): error is OperatorError {
+  return error instanceof OperatorError && error.code.startsWith(CODE_PREFIX);
+}
+
+function refuse(code: string, sentence: string): never {
+  throw new OperatorError(`${CODE_PREFIX}${code}`, sentence);
+}
+
+// ---- whose directory it is ----------------------------------------------------------------------------
+
+/**
+ * Makes the journal's directory, and notes in one outside of the group's whose it is. `existing`: the group has been
+ * opened before, and may have been moved itself. Throws OperatorError when it is another group's; IoError.
+ */
+export function claim(reactor: Reactor, options: PlaceOptions, existing: boolean): void {
+  const { io } = reactor;
+  const directory = journalDirectoryOf(options);
+  mkdirs(io, directory);
+  if (options.journalDirectory === undefined) return;
+  const note = `${NOTE}${options.directory}\n`;
+  const found = noteIn(io, directory);
+  if (found === note) return;
+  // Whether the segments are this group's, their headers say.
+  const gone = found?.startsWith(NOTE) === true && !exists(io, `${found.slice(NOTE.length).trimEnd()}/state.json`);
+  if (found !== undefined && !(existing && gone)) {
+    refuse('other-group', `group ${options.name}: ${directory} holds ${found.trim()}; give each group a journal.directory of its own. If that group is gone for good, remove the directory`);
+  }
+  replaceFile(io, directory, OWNER, new TextEncoder().encode(note));
+}
+
+function exists(io: Io, path: string): boolean {
+  const fd = io.open(path, O.RDONLY | O.CLOEXEC, 0);
+  if (fd >= 0) io.close(fd);
+  return fd !== -Errno.ENOENT;
+}
+
+function noteIn(io: Io, directory: string): string | undefined {
+  if (!exists(io, `${directory}/${OWNER}`)) return undefined;
+  return new TextDecoder().decode(readWholeFile(io, `${directory}/${OWNER}`, SCRATCH_BYTES));
+}
+
+function segmentsIn(io: Io, directory: string): string[] {
+  const fd = io.open(directory, O.RDONLY | O.DIRECTORY | O.CLOEXEC, 0);
+  if (fd === -Errno.ENOENT) return [];
+  must(fd, 'open', directory);
+  io.close(fd);
+  return io.list(directory).filter((name) => SEGMENT_NAME.test(name)).sort();
+}
+
+/** Whether a segment of this group in `directory` begins at or below `lsn`. Throws OperatorError when one is another group's; IoError. */
+function holds(reactor: Reactor, options: PlaceOptions, groupId: string, lsn: number): boolean {
+  const { io, arena } = reactor;
+  const directory = journalDirectoryOf(options);
+  let held = false;
+  for (const name of segmentsIn(io, directory)) {
+    const path = `${directory}/${name}`;
+    const fd = must(io.open(path, O.RDONLY | O.CLOEXEC, 0), 'open journal segment', path);
+    const read = io.pread(fd, SCRATCH_OFFSET, SCRATCH_BYTES, 0);
+    io.close(fd);
+    must(read, 'read journal segment', path);
+    const header = decodeSegmentHeader(arena.u8, SCRATCH_OFFSET);
+    if (typeof header === 'string') continue;
+    if (header.groupId !== groupId) {
+      refuse('other-group', `group ${options.name}: ${path} belongs to the journal of another group (id ${header.groupId}, this one has ${groupId}); give each group a journal.directory of its own, or remove the file if that group is gone`);
+    }
+    held ||= header.baseLsn <= lsn;
+  }
+  return held;
+}
+
+/** Removes the segments in `directory`. Blocking; throws IoError. */
+export function removeSegments(io: Io, directory: string): void {
+  for (const name of segmentsIn(io, directory)) must(io.unlink(`${directory}/${name}`), 'remove', `${directory}/${name}`);
+}
+
+/** Removes what is left of a journal that lies elsewhere now. Throws IoError. */
+export function removeFormer(io: Io, options: PlaceOptions, state: StateFile): void {
+  const { directory } = formerPlace(options, state);
+  if (directory === journalDirectoryOf(options)) return;
+  removeSegments(io, directory);
+  const owner = io.unlink(`${directory}/${OWNER}`);
+  if (owner !== -Errno.ENOENT) must(owner, 'remove', `${directory}/${OWNER}`);
+}
+
+// ---- how a start begins -------------------------------------------------------------------------------
+
+function formerPlace(options: PlaceOptions, state: StateFile): Place {
+  return state.journal ?? { volatile: false, directory: `${options.directory}/journal` };
+}
+
+function same(a: Position, b: Position): boolean {
+  return a.lsn === b.lsn && a.chainHi === b.chainHi && a.chainLo === b.chainLo;
+}
+
+/**
+ * Decides how the group is opened; nothing is written. Throws OperatorError with the sentence of a refusal,
+ * CorruptionError, IoError.
+ */
+export function openingOf(reactor: Reactor, options: PlaceOptions, state: StateFile & { groupId: string }): Opening {
+  const former = formerPlace(options, state);
+  const now: Place = { volatile: options.journal.volatile === true, directory: journalDirectoryOf(options) };
+  const moved = former.volatile !== now.volatile || former.directory !== now.directory;
+  if (!moved && !now.volatile) return 'journal';
+  const slot = findSlot(reactor.io, options.directory)?.slot.body;
+  if (slot === undefined) throw new CorruptionError(`${options.directory}/checkpoint-0`, 0, 'there is no checkpoint, although the group was created');
+  const stop = state.cleanStop;
+  /** The disk holds the group as it was when it was stopped, and needs no journal for it. */
+  const settled = stop !== null && same(stop, slot.at) && same(slot.at, slot.lowWater);
+  const there = holds(reactor, options, state.groupId, slot.lowWater.lsn);
+  if (moved) {
+    if (stop !== null && there && !now.volatile && !former.volatile) return 'journal';
+    if (settled) return 'anew';
+    refuse('moved', movedSentence(options, former, now, stop !== null));
+  }
+  const sameBoot = state.bootId === options.bootId;
+  if (sameBoot && there) return 'journal';
+  if (settled) return 'anew';
+  if (state.role === 'primary' && options.acceptedLsn === slot.at.lsn) return 'accepted';
+  return refuse('lost', lostSentence(options, state, sameBoot, slot.at.lsn));
+}
+
+function kindOf(place: Place): string {
+  return `${place.volatile ? 'volatile' : 'durable'} in ${place.directory}`;
+}
+
+function movedSentence(options: PlaceOptions, former: Place, now: Place, clean: boolean): string {
+  const back = `configure it as it was (journal.volatile ${former.volatile}, directory ${former.directory})`;
+  const what = `group ${options.name}: the journal is configured as ${kindOf(now)} and was ${kindOf(former)}`;
+  if (!clean) return `${what}; that may be changed only after a clean stop, and this was none: ${back}, start, stop with SIGTERM, then change it`;
+  const along = now.volatile || former.volatile ? '' : `move the files of ${former.directory} there, or `;
+  return `${what}, and holds what is not in the layers' files yet: ${along}${back}, start, and when nothing writes any more: lockstep flush ${options.name} --up-to checkpoint, then stop with SIGTERM and change it`;
+}
+
+function lostSentence(options: PlaceOptions, state: StateFile, sameBoot: boolean, lsn: number): string {
+  const why = sameBoot ? `is not there any more (${journalDirectoryOf(options)})` : 'is lost: the machine was started anew since';
+  const what =
+    `group ${options.name}: its volatile journal ${why}, and the group was not stopped cleanly before. Its data are unknown: blocks may have been overwritten after ` +
+    `the last checkpoint (LSN ${lsn}), so the disk holds no state that ever was`;
+  if (state.role !== 'primary') return `${what}. Build it anew from its primary (README, "Rebuild a secondary")`;
+  const given = options.acceptedLsn === undefined ? '' : ` (this start was given LSN ${options.acceptedLsn})`;
+  return `${what}. If a secondary has the data: promote it, and build this node anew from it (README, "Rebuild a secondary"). ` +
+    `To serve what is here all the same, start once with: lockstepd --accept-inconsistent ${options.name}@${lsn}${given}`;
+}

@@ -1,0 +1,140 @@
+/**
+ * Adopting: a local snapshot of every node becomes one replicated snapshot
+ * (DESIGN §8; ARCHITECTURE "Approximately the same point").
+ *
+ * Owns: when a local snapshot may be adopted, what the marker `adopt` does to it
+ * on a node, and the order of both journals around it. Must not know: how
+ * contents are compared (base/content-digest.ts), requests.
+ *
+ * The marker names the local snapshot and its content digest. Every node takes
+ * its own copy for the new snapshot; one that has none, sealed, with that very
+ * digest, stops applying and says so. A copy counts as sealed only when that
+ * survives power loss, so that recovery executes the marker as this node did.
+ *
+ * Recovery finds the local snapshot by name, and later local records may use that
+ * name again. So a record `adopted` follows in the local journal, bound to the
+ * group position behind the marker: what stands behind it waits for the marker.
+ *
+ *     step                                  recovery sees, if it ends right after it
+ *     seal record settled                   a sealed local snapshot: no writers any more
+ *     its digest settled                    one that can be adopted
+ *     marker appended                       it, or nothing of it: then the sealed local snapshot
+ *     `adopted` appended                    the same; the next start appends it if it is missing
+ *     **marker durable: commit point**      the replicated snapshot
+ */
+
+import { assert } from '../../base/assert.js';
+import { OperatorError } from '../../base/errors.js';
+import { LOCAL_STAMPS } from '../../base/units.js';
+import type { Store } from '../../store/store.js';
+import type { LocalJournal } from './journal.js';
+import type { LocalDevice, LocalTree } from './tree.js';
+import type { Judged, Plan } from '../operations/judge.js';
+import type { Follows } from './record.js';
+import type { EpochEntry } from '../replica.js';
+import type { Effect } from '../tree/tree.js';
+
+type AdoptEffect = Extract<Effect, { kind: 'adopt' }>;
+
+/** What adopting needs of the local devices. */
+export interface AdoptionHost {
+  readonly tree: LocalTree;
+  readonly log: LocalJournal;
+  /** Where the group stands; all below is executed. */
+  position(): Follows;
+}
+
+export class Adoption {
+  /** Adopted by a marker that recovery executed, and no `adopted` record seen yet. */
+  private owed: number[] | undefined;
+  /** Names that a local snapshot had until the marker behind which the group stands at `lsn`. */
+  private reserved: { readonly name: string; readonly lsn: number }[] = [];
+
+  constructor(private readonly store: Store, private readonly host: AdoptionHost) {}
+
+  /** Why this node cannot execute the effect, a sentence fragment; undefined when it can. */
+  problem(effect: AdoptEffect): string | undefined {
+    const { local: name, digest, sizeBytes } = effect;
+    const asked = `it adopts local snapshot ${name} with content digest ${digest}`;
+    const remedy = `make it equal (lockstep reconcile), seal it and restart the daemon of this node, or build this node anew`;
+    const device = this.host.tree.find(name);
+    if (device === undefined) return `${asked}, and this node has no local snapshot of that name; ${remedy}`;
+    const found = sealedDigest(device, this.host.log.settledLsn);
+    if (found === undefined) return `${asked}, and on this node it is not sealed; ${remedy}`;
+    if (found !== digest || device.sizeBytes !== sizeBytes) return `${asked}, and on this node it has content digest ${found}; ${remedy}`;
+    return undefined;
+  }
+
+  /** The effect, at group LSN `lsn`; `problem` was asked. Throws IoError when the local journal fails. */
+  execute(effect: AdoptEffect, lsn: number): void {
+    const { store, host } = this;
+    const device = host.tree.find(effect.local);
+    assert(device !== undefined && device.digest === effect.digest, `local snapshot ${effect.local} can be adopted`);
+    store.create(effect.device, effect.sizeBytes, lsn);
+    // Nothing was written to it since it was sealed.
+    const stamp = LOCAL_STAMPS + device.sealedLsn;
+    store.assign(effect.device, device.id, lsn, stamp);
+    store.remove(device.id, stamp);
+    host.tree.drop(device.id);
+    if (this.owed !== undefined) {
+      this.owed.push(device.id);
+      this.reserved.push({ name: device.name, lsn });
+      return;
+    }
+    const follows = host.position();
+    host.log.append({ op: 'adopted', device: device.id, follows });
+    this.reserved.push({ name: device.name, lsn: follows.lsn });
+  }
+
+  /** Whether a local snapshot had this name until an adoption that can still be undone: then it would have it again. */
+  isReserved(name: string, stableLsn: number): boolean {
+    this.reserved = this.reserved.filter((one) => one.lsn > stableLsn);
+    return this.reserved.some((one) => one.name === name);
+  }
+
+  // ---- recovery ------------------------------------------------------------------------------------
+
+  /** From here on markers are replayed. */
+  replaying(): void {
+    this.owed = [];
+  }
+
+  /** An `adopted` record was found. */
+  recorded(device: number): void {
+    this.owed = this.owed?.filter((one) => one !== device);
+  }
+
+  /** The replay has ended at `lsn`: appends what is missing. Throws IoError. */
+  replayed(lsn: number, epochs: readonly EpochEntry[]): void {
+    const owed = this.owed ?? [];
+    this.owed = undefined;
+    const epoch = epochs.at(-1);
+    if (epoch === undefined) return;
+    for (const device of owed) this.host.log.append({ op: 'adopted', device, follows: { epochId: epoch.id, lsn } });
+  }
+}
+
+/** The digest of a local snapshot that is sealed for good; undefined when it is not. */
+function sealedDigest(device: LocalDevice, settledLsn: number): string | undefined {
+  return device.ready && device.sealedLsn !== 0 && device.digest !== '' && device.sealedLsn < settledLsn ? device.digest : undefined;
+}
+
+/** `VOLUME~NAME` becomes `VOLUME@snapshot`. Throws OperatorError; then nothing has happened. */
+export function planAdopt(judged: Judged, local: AdoptionHost, name: string, snapshot: string, force: boolean): Plan {
+  const { group, tree, exports } = judged;
+  const device = local.tree.find(name);
+  if (device === undefined) throw new OperatorError('device/not-found', `group ${group} has no local snapshot ${name} on this node; lockstep list shows what there is`);
+  const digest = sealedDigest(device, local.log.settledLsn);
+  if (digest === undefined) throw new OperatorError('local/not-sealed', `${group}/${name} is not sealed: make it equal on every node (lockstep reconcile), then run on every node: lockstep seal ${group}/${name}`);
+  const volume = tree.get(device.volume);
+  if (volume === undefined) throw new OperatorError('device/not-found', `the volume that ${group}/${name} was taken of was removed, so it can be a snapshot of nothing`);
+  const spelled = `${tree.nameOf(volume)}@${snapshot}`;
+  if (tree.find(spelled) !== undefined) throw new OperatorError('device/exists', `${group}/${spelled} exists already; choose another name with --as or remove it first`);
+  const clients = exports.clientsOf(device.id);
+  if (clients > 0 && !force) throw new OperatorError('device/busy', `${group}/${name} has ${clients} NBD client${clients === 1 ? '' : 's'}, and will be no more; disconnect ${clients === 1 ? 'it' : 'them'}, or use --force`);
+  const source = tree.get(device.source) ?? volume;
+  return {
+    operation: { op: 'adopt', id: tree.nextId, source: source.id, name: snapshot, local: name, digest, sizeBytes: device.sizeBytes },
+    disconnect: clients > 0 ? [device.id] : [],
+  };
+}
