@@ -20,7 +20,7 @@ import type { CarryReplies, CarryRequest, ExportOpenRequest, ExportPageRequest }
 import type { CursorEntry, ImportState } from '../control/schema.js';
 import type { Group } from '../group/group.js';
 import { MAX_CURSORS } from '../group/content/cursorfile.js';
-import { epochIdAt, epochPosition } from '../group/places.js';
+import { epochIdAt, epochPosition } from '../group/tree/epochs.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
 import { readBoundary } from '../journal/boundary.js';

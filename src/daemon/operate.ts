@@ -11,7 +11,7 @@ import { callerGone } from '../base/caller.js';
 import { OperatorError } from '../base/errors.js';
 import type { OperationRequest, Waiting } from '../control/port.js';
 import type { OperationReply } from '../control/schema.js';
-import { planAdopt } from '../group/local/adoption.js';
+import { planAdopt } from '../group/operations/adopt.js';
 import type { Group } from '../group/group.js';
 import { planClone, planCreate, planProtect, planRefresh, planRemove, planRename, planResize, planRestore, planSnapshot, planSync } from '../group/operations/judge.js';
 import type { Judged, Plan } from '../group/operations/judge.js';

@@ -9,7 +9,7 @@ import type { DeviceEntry, GroupStatus, NodeStatus } from '../control/schema.js'
 import type { Group } from '../group/group.js';
 import type { LocalDevice } from '../group/local/tree.js';
 import { Meter } from '../group/operations/meter.js';
-import type { Device } from '../group/tree/tree.js';
+import type { Device } from '../group/tree/device.js';
 import { cursorEntry } from './carry.js';
 import type { Carry } from './carry.js';
 import type { BrokenGroup, DataPath } from './datapath.js';

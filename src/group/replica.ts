@@ -5,20 +5,8 @@
  */
 
 import type { Journal, Position } from '../journal/journal.js';
-
-/** One entry of a group's epoch history, oldest first (DESIGN §2). A position belongs to a history only by epoch id. */
-export interface EpochEntry {
-  readonly number: number;
-  /** Random, 32 hexadecimal digits. */
-  readonly id: string;
-  /** Where the epoch begins: its epoch record is the first record at this position. */
-  readonly start: Position;
-  /** The node that was primary in it. */
-  readonly node: string;
-  /** Whether everything acknowledged before it is in it. */
-  readonly lossless: boolean;
-  readonly wallMs: number;
-}
+import type { WireMeter } from './operations/meter.js';
+import type { EpochEntry } from './tree/epochs.js';
 
 export type GroupRole =
   /** Serves clients and appends. */
@@ -41,12 +29,6 @@ export type ReceiveResult =
   | { readonly kind: 'full' }
   /** Not appended: the group has failed. */
   | { readonly kind: 'failed'; readonly reason: string };
-
-/** Counts what operations put on the wire. */
-export interface WireMeter {
-  /** The marker at `lsn` went over the link with `peer`, either way, with `bytes` in all. */
-  markerOnWire(peer: string, lsn: number, bytes: number): void;
-}
 
 export interface ReplicatedGroup {
   readonly name: string;

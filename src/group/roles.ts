@@ -14,7 +14,8 @@ import type { Position } from '../journal/journal.js';
 import type { Content, JournalExtent } from './content/content.js';
 import { placeOf } from './content/place.js';
 import type { Opening, PlaceOptions } from './content/place.js';
-import type { EpochEntry, GroupRole } from './replica.js';
+import type { GroupRole } from './replica.js';
+import type { EpochEntry } from './tree/epochs.js';
 import { writeState } from './content/statefile.js';
 import type { StateFile } from './content/statefile.js';
 

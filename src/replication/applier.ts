@@ -12,7 +12,8 @@
 
 import { PeerError } from '../base/errors.js';
 import { putHex } from '../base/words.js';
-import type { EpochEntry, ReplicatedGroup } from '../group/replica.js';
+import type { ReplicatedGroup } from '../group/replica.js';
+import type { EpochEntry } from '../group/tree/epochs.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
 import { batch, entry, RecordKind, usedHeaderBytes } from '../journal/format.js';

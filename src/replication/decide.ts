@@ -20,7 +20,8 @@
  * or at the position.
  */
 
-import type { EpochEntry, GroupRole } from '../group/replica.js';
+import type { GroupRole } from '../group/replica.js';
+import type { EpochEntry } from '../group/tree/epochs.js';
 import type { Position } from '../journal/journal.js';
 
 /** One node's side of the comparison. */

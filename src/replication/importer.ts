@@ -17,7 +17,7 @@
 import { IoError, OperatorError, PeerError } from '../base/errors.js';
 import type { EpochPosition } from '../base/position.js';
 import { putHex } from '../base/words.js';
-import { epochPosition } from '../group/places.js';
+import { epochPosition } from '../group/tree/epochs.js';
 import type { ReplicatedGroup } from '../group/replica.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';

@@ -35,7 +35,7 @@ import { assert } from '../base/assert.js';
 import { PeerError } from '../base/errors.js';
 import { NAME_PATTERN } from '../base/names.js';
 import { getU64, putU64 } from '../base/words.js';
-import type { EpochEntry } from '../group/replica.js';
+import type { EpochEntry } from '../group/tree/epochs.js';
 import { MAX_BATCH_PAYLOAD, MAX_BATCH_RECORDS, usedHeaderBytes } from '../journal/format.js';
 import type { Memory } from '../journal/verify.js';
 

@@ -5,7 +5,7 @@ import t from 'tap';
 import { decodeMarker, encodeMarker } from '../../src/group/tree/record.js';
 import type { Operation } from '../../src/group/tree/record.js';
 import { Tree } from '../../src/group/tree/tree.js';
-import type { At } from '../../src/group/tree/tree.js';
+import type { At } from '../../src/group/tree/change.js';
 
 const EPOCH = 'ab'.repeat(16);
 const at = (lsn: number): At => ({ lsn, epochId: EPOCH, wallMs: 1_700_000_000_000 + lsn });

@@ -7,7 +7,7 @@ import t from 'tap';
 import type { Test } from 'tap';
 import { OperatorError, PeerError } from '../../src/base/errors.js';
 import { formatPosition, parsePosition } from '../../src/base/position.js';
-import { epochPosition } from '../../src/group/places.js';
+import { epochPosition } from '../../src/group/tree/epochs.js';
 import { Arena } from '../../src/io/arena.js';
 import { Reactor } from '../../src/io/reactor.js';
 import { RealIo } from '../../src/io/real.js';

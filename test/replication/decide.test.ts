@@ -1,6 +1,7 @@
 /** The table of what two histories lead to. */
 import t from 'tap';
-import type { EpochEntry, GroupRole } from '../../src/group/replica.js';
+import type { GroupRole } from '../../src/group/replica.js';
+import type { EpochEntry } from '../../src/group/tree/epochs.js';
 import type { Position } from '../../src/journal/journal.js';
 import { decide, newerEpoch } from '../../src/replication/decide.js';
 import type { NodeView, Plan } from '../../src/replication/decide.js';

@@ -5,7 +5,8 @@
 import { pack, unpack } from 'msgpackr';
 import { assert } from '../../src/base/assert.js';
 import { toHex } from '../../src/base/words.js';
-import type { EpochEntry, GroupRole, ReceiveResult, ReplicatedGroup } from '../../src/group/replica.js';
+import type { GroupRole, ReceiveResult, ReplicatedGroup } from '../../src/group/replica.js';
+import type { EpochEntry } from '../../src/group/tree/epochs.js';
 import { mkdirs } from '../../src/io/file.js';
 import type { Reactor } from '../../src/io/reactor.js';
 import { batch, entry, payloadLength, RecordKind, usedHeaderBytes } from '../../src/journal/format.js';

@@ -6,7 +6,7 @@
  * LOCKSTEP_SIM_RUNS=N runs N seeds, TEST_SEED=N that one.
  */
 import t from 'tap';
-import type { EpochEntry } from '../../src/group/replica.js';
+import type { EpochEntry } from '../../src/group/tree/epochs.js';
 import type { LinkOptions } from '../../src/replication/options.js';
 import { Random } from './random.js';
 import { World } from './world.js';

@@ -47,7 +47,7 @@ import { FINAL_ARENA_BYTES, FINAL_FILE, FinalNote } from './finalnote.js';
 import { withKept } from './kept.js';
 import { claim, journalDirectoryOf, removeSegments } from './place.js';
 import type { Opening, PlaceOptions } from './place.js';
-import type { EpochEntry } from '../replica.js';
+import type { EpochEntry } from '../tree/epochs.js';
 import { Sizes } from './sizes.js';
 import { LOCAL_ARENA_BYTES, LocalContent } from '../local/content.js';
 import { VolatileRounds } from './volatile.js';

@@ -14,9 +14,11 @@ import { batch, entry, RecordKind } from '../../journal/format.js';
 import type { Store } from '../../store/store.js';
 import { decodeMarker, operationVerb } from '../tree/record.js';
 import type { Marker, Operation } from '../tree/record.js';
-import type { EpochEntry } from '../replica.js';
+import type { EpochEntry } from '../tree/epochs.js';
 import { Tree } from '../tree/tree.js';
-import type { At, Device, Edit, Effect } from '../tree/tree.js';
+import type { Edit } from '../tree/tree.js';
+import type { At, Effect } from '../tree/change.js';
+import type { Device } from '../tree/device.js';
 
 /** The group's part of a checkpoint slot. */
 export interface CoreState {

@@ -11,7 +11,7 @@
 import type { Arena } from '../../io/arena.js';
 import { batch, entry, RecordKind } from '../../journal/format.js';
 import { claimedEpoch } from '../tree/record.js';
-import type { EpochEntry } from '../replica.js';
+import type { EpochEntry } from '../tree/epochs.js';
 
 /**
  * `epochs` with the one that the batch with header at `at` begins, if it begins one: it stands at `lsn`, a marker's

@@ -8,7 +8,8 @@ import { OperatorError } from '../../base/errors.js';
 import { BLOCK_BYTES } from '../../base/units.js';
 import type { Reactor } from '../../io/reactor.js';
 import { SizeTask } from '../../store/sizes.js';
-import type { Content } from './content.js';
+import type { MapTasks } from '../../store/maptasks.js';
+import type { Store } from '../../store/store.js';
 
 export interface DeviceSizes {
   readonly id: number;
@@ -32,6 +33,14 @@ export interface GroupSizes {
 /** A count, or why there is none. */
 export type SizesDone = (result: GroupSizes | OperatorError) => void;
 
+/** What counting needs of the group's content. */
+export interface SizesHost {
+  readonly store: Store;
+  readonly mapTasks: MapTasks;
+  /** The state that is counted is the one at this LSN. */
+  readonly appliedLsn: number;
+}
+
 /** Who waits for one count; more are refused. */
 const MAX_WAITING = 64;
 
@@ -41,7 +50,7 @@ export class Sizes {
   /** Nobody may be waiting for it any more. */
   private counting = false;
 
-  constructor(private readonly reactor: Reactor, private readonly content: Content) {}
+  constructor(private readonly reactor: Reactor, private readonly content: SizesHost) {}
 
   /**
    * Calls `done` now or in a later tick, exactly once. A count under way is
@@ -92,7 +101,7 @@ export class Sizes {
 }
 
 /** Differs whenever a size may: local devices change without a new LSN, and an assign only exchanges a root. */
-function stateOf(content: Content): string {
+function stateOf(content: SizesHost): string {
   const { store } = content;
   let roots = 0;
   for (const { id, root } of store.all()) roots = (Math.imul(roots, 31) + Math.imul(id, 0x9e3779b1) + root.handle) | 0;

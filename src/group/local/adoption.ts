@@ -2,9 +2,9 @@
  * Adopting: a local snapshot of every node becomes one replicated snapshot
  * (DESIGN §8; ARCHITECTURE "Approximately the same point").
  *
- * Owns: when a local snapshot may be adopted, what the marker `adopt` does to it
- * on a node, and the order of both journals around it. Must not know: how
- * contents are compared (base/content-digest.ts), requests.
+ * Owns: what the marker `adopt` does to a local snapshot on a node, and the order
+ * of both journals around it. Must not know: how contents are compared
+ * (base/content-digest.ts), who may ask for it (operations/adopt.ts), requests.
  *
  * The marker names the local snapshot and its content digest. Every node takes
  * its own copy for the new snapshot; one that has none, sealed, with that very
@@ -24,15 +24,13 @@
  */
 
 import { assert } from '../../base/assert.js';
-import { OperatorError } from '../../base/errors.js';
 import { LOCAL_STAMPS } from '../../base/units.js';
 import type { Store } from '../../store/store.js';
 import type { LocalJournal } from './journal.js';
 import type { LocalDevice, LocalTree } from './tree.js';
-import type { Judged, Plan } from '../operations/judge.js';
 import type { Follows } from './record.js';
-import type { EpochEntry } from '../replica.js';
-import type { Effect } from '../tree/tree.js';
+import type { EpochEntry } from '../tree/epochs.js';
+import type { Effect } from '../tree/change.js';
 
 type AdoptEffect = Extract<Effect, { kind: 'adopt' }>;
 
@@ -115,26 +113,6 @@ export class Adoption {
 }
 
 /** The digest of a local snapshot that is sealed for good; undefined when it is not. */
-function sealedDigest(device: LocalDevice, settledLsn: number): string | undefined {
+export function sealedDigest(device: LocalDevice, settledLsn: number): string | undefined {
   return device.ready && device.sealedLsn !== 0 && device.digest !== '' && device.sealedLsn < settledLsn ? device.digest : undefined;
-}
-
-/** `VOLUME~NAME` becomes `VOLUME@snapshot`. Throws OperatorError; then nothing has happened. */
-export function planAdopt(judged: Judged, local: AdoptionHost, name: string, snapshot: string, force: boolean): Plan {
-  const { group, tree, exports } = judged;
-  const device = local.tree.find(name);
-  if (device === undefined) throw new OperatorError('device/not-found', `group ${group} has no local snapshot ${name} on this node; lockstep list shows what there is`);
-  const digest = sealedDigest(device, local.log.settledLsn);
-  if (digest === undefined) throw new OperatorError('local/not-sealed', `${group}/${name} is not sealed: make it equal on every node (lockstep reconcile), then run on every node: lockstep seal ${group}/${name}`);
-  const volume = tree.get(device.volume);
-  if (volume === undefined) throw new OperatorError('device/not-found', `the volume that ${group}/${name} was taken of was removed, so it can be a snapshot of nothing`);
-  const spelled = `${tree.nameOf(volume)}@${snapshot}`;
-  if (tree.find(spelled) !== undefined) throw new OperatorError('device/exists', `${group}/${spelled} exists already; choose another name with --as or remove it first`);
-  const clients = exports.clientsOf(device.id);
-  if (clients > 0 && !force) throw new OperatorError('device/busy', `${group}/${name} has ${clients} NBD client${clients === 1 ? '' : 's'}, and will be no more; disconnect ${clients === 1 ? 'it' : 'them'}, or use --force`);
-  const source = tree.get(device.source) ?? volume;
-  return {
-    operation: { op: 'adopt', id: tree.nextId, source: source.id, name: snapshot, local: name, digest, sizeBytes: device.sizeBytes },
-    disconnect: clients > 0 ? [device.id] : [],
-  };
 }

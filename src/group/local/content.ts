@@ -26,7 +26,7 @@ import { EXTENT_COLUMNS } from './record.js';
 import type { Follows, LocalRecord } from './record.js';
 import { checkLocalState, LocalTree } from './tree.js';
 import type { LocalState } from './tree.js';
-import type { EpochEntry } from '../replica.js';
+import type { EpochEntry } from '../tree/epochs.js';
 
 /** Arena bytes that this part of an open group holds. */
 export const LOCAL_ARENA_BYTES = LOCAL_JOURNAL_ARENA_BYTES + 2 * BLOCK_BYTES;

@@ -15,7 +15,8 @@ import { formatSize } from '../../base/units.js';
 import type { Exports } from '../requests/exports.js';
 import { MAX_RANGES, MAX_REMOVED, MAX_TOGETHER } from '../tree/record.js';
 import type { Operation, Range } from '../tree/record.js';
-import type { Device, Tree } from '../tree/tree.js';
+import type { Tree } from '../tree/tree.js';
+import type { Device } from '../tree/device.js';
 import { rangesProblem } from '../tree/change.js';
 
 /** The state against which a request is judged. */

@@ -20,8 +20,14 @@ import type { Content } from '../content/content.js';
 import type { CommitWatch } from '../content/core.js';
 import { devicesOf, operationVerb } from '../tree/record.js';
 import type { Operation } from '../tree/record.js';
-import type { WireMeter } from '../replica.js';
-import type { At, Edit, Tree } from '../tree/tree.js';
+import type { Edit, Tree } from '../tree/tree.js';
+import type { At } from '../tree/change.js';
+
+/** Counts what operations put on the wire. */
+export interface WireMeter {
+  /** The marker at `lsn` went over the link with `peer`, either way, with `bytes` in all. */
+  markerOnWire(peer: string, lsn: number, bytes: number): void;
+}
 
 /** One operation. Bytes changed count blocks that another record wrote, hence also those whose bytes happen to be equal. */
 export interface MeteredOperation {

@@ -11,7 +11,8 @@ import { MAX_MARKER_BYTES } from '../../journal/format.js';
 import type { Content } from '../content/content.js';
 import type { Operation } from '../tree/record.js';
 import { decodeMarker, encodeMarker } from '../tree/record.js';
-import type { At, Tree } from '../tree/tree.js';
+import type { Tree } from '../tree/tree.js';
+import type { At } from '../tree/change.js';
 
 /** What an operation did. */
 export interface Performed {

@@ -13,7 +13,8 @@ import { blockOf } from '../../store/store.js';
 import type { StoredDevice } from '../../store/store.js';
 import type { DeviceClient, DeviceView } from './service.js';
 import { ExtentFlag } from './service.js';
-import type { Device, Tree } from '../tree/tree.js';
+import type { Tree } from '../tree/tree.js';
+import type { Device } from '../tree/device.js';
 
 /** What the views need to know of their group. */
 export interface ExportsHost {

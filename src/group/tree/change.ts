@@ -12,8 +12,26 @@
 
 import { BLOCK_BYTES } from '../../base/units.js';
 import { unreachable } from '../../base/assert.js';
+import type { Device } from './device.js';
+import type { Draft } from './draft.js';
 import type { Operation, Range } from './record.js';
-import type { At, Device, Draft, Effect } from './tree.js';
+
+/** Where an operation stands in the stream. */
+export interface At {
+  readonly lsn: number;
+  readonly epochId: string;
+  readonly wallMs: number;
+}
+
+/** What an operation does to the devices' content; executed by the store. */
+export type Effect =
+  | { readonly kind: 'create'; readonly device: number; readonly sizeBytes: number }
+  /** `target` becomes what `source` is (DESIGN §4: the one primitive), in these ranges or, when there are none, as a whole. A new snapshot is a target, too. */
+  | { readonly kind: 'assign'; readonly target: number; readonly source: number; readonly ranges: readonly Range[] }
+  | { readonly kind: 'resize'; readonly device: number; readonly sizeBytes: number }
+  | { readonly kind: 'remove'; readonly device: number }
+  /** The new device becomes what this node's local snapshot `local` is, and that is no more (adoption.ts). */
+  | { readonly kind: 'adopt'; readonly device: number; readonly sizeBytes: number; readonly local: string; readonly digest: string };
 
 type Of<Op extends Operation['op']> = Extract<Operation, { op: Op }>;
 
