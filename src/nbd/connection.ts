@@ -10,16 +10,19 @@
 
 import { unreachable } from '../base/assert.js';
 import { Errno, errnoText } from '../base/errors.js';
-import type { DeviceClient } from '../group/requests/service.js';
+import type { Log } from '../base/log.js';
+import type { BlockService, DeviceClient } from '../group/requests/service.js';
 import { SCRATCH_BYTES, SCRATCH_OFFSET } from '../io/arena.js';
 import { Ready } from '../io/io.js';
+import type { Reactor } from '../io/reactor.js';
 import { ServerHandshake } from '../vendor/nbd-protocol-ts/index.js';
 import type { ServerTransmission } from '../vendor/nbd-protocol-ts/index.js';
+import type { Complaints } from './complaints.js';
 import { ServiceDirectory } from './export.js';
 import type { DeviceExport } from './export.js';
 import { Stall } from './host.js';
 import type { TransmissionHost } from './host.js';
-import type { NbdServer } from './server.js';
+import type { Shared } from './shared.js';
 import { Transmission } from './transmission.js';
 
 export type Phase =
@@ -45,6 +48,26 @@ export interface ConnectionStatus {
   readonly stall: number;
 }
 
+/** What a connection needs of its server. */
+export interface ConnectionHost {
+  readonly reactor: Reactor;
+  readonly service: BlockService;
+  readonly log: Log;
+  readonly complaints: Complaints;
+  readonly shared: Shared;
+  /** Counts half stall times while somebody stands in line; see `Connection.progress`. */
+  readonly reckoning: number;
+  /** `connection` wants its `endTick`. */
+  touch(connection: Connection): void;
+  /** Puts `connection` at the end of the line of those who wait for slots or memory. */
+  starve(connection: Connection): void;
+  handshakeEnded(connection: Connection): void;
+  /** Its socket is closed. */
+  closed(connection: Connection): void;
+  /** Closed, and the service holds nothing of it any more. */
+  settled(connection: Connection): void;
+}
+
 export class Connection implements TransmissionHost, DeviceClient {
   phase: Phase = 'handshake';
   /** In the server's list of the tick. */
@@ -64,7 +87,7 @@ export class Connection implements TransmissionHost, DeviceClient {
 
   /** Takes ownership of `fd`. Throws IoError when it cannot be watched. */
   constructor(
-    private readonly server: NbdServer,
+    private readonly server: ConnectionHost,
     readonly fd: number,
     readonly index: number,
     readonly peer: string,

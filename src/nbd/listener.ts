@@ -7,16 +7,27 @@
 
 import { formatAddress } from '../base/address.js';
 import { Errno, IoError, errnoText } from '../base/errors.js';
+import type { Log } from '../base/log.js';
 import { Ready } from '../io/io.js';
 import type { SocketAddress } from '../io/io.js';
+import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
-import type { NbdServer } from './server.js';
 
 const BACKLOG = 1024;
 /** Accepted per tick, so that a flood does not keep those who are connected waiting. */
 const ACCEPTS_PER_TICK = 64;
 /** How long to wait after accept failed for want of descriptors or memory. */
 const RETRY_US = 100_000;
+
+/** Who takes the clients. */
+export interface ListenerHost {
+  readonly reactor: Reactor;
+  readonly log: Log;
+  /** Takes ownership of `fd`. */
+  adopt(fd: number, peer: string): void;
+  /** The listener is closed. */
+  forget(listener: Listener): void;
+}
 
 export class Listener {
   private readonly fd: number;
@@ -26,7 +37,7 @@ export class Listener {
 
   /** Throws IoError when the address is taken or cannot be used. */
   constructor(
-    private readonly server: NbdServer,
+    private readonly server: ListenerHost,
     readonly address: SocketAddress,
   ) {
     const fd = server.reactor.io.listen(address, BACKLOG);

@@ -21,10 +21,11 @@ import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
 import { Complaints } from './complaints.js';
 import { Connection } from './connection.js';
-import type { ConnectionStatus } from './connection.js';
+import type { ConnectionHost, ConnectionStatus } from './connection.js';
 import { DEFAULT_LIMITS } from './limits.js';
 import type { NbdLimits } from './limits.js';
 import { Listener } from './listener.js';
+import type { ListenerHost } from './listener.js';
 import { Shared } from './shared.js';
 
 export interface NbdServerOptions {
@@ -34,7 +35,7 @@ export interface NbdServerOptions {
   readonly limits?: Partial<NbdLimits>;
 }
 
-export class NbdServer implements RequestOwner {
+export class NbdServer implements RequestOwner, ConnectionHost, ListenerHost {
   readonly reactor: Reactor;
   readonly service: BlockService;
   readonly log: Log;

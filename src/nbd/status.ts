@@ -7,21 +7,39 @@
  */
 
 import { assert } from '../base/assert.js';
+import type { BlockService } from '../group/requests/service.js';
+import type { Arena } from '../io/arena.js';
 import {
   BLOCK_STATUS_HEADER_BYTES, EXTENT_BYTES, NBD_CONTEXT_BASE_ALLOCATION, NBD_REPLY_FLAG_DONE, putBlockStatusHeader, putExtent,
 } from '../vendor/nbd-protocol-ts/index.js';
+import type { ServerTransmission } from '../vendor/nbd-protocol-ts/index.js';
 import { NO_BLOCK } from './chunk.js';
-import type { Shared } from './shared.js';
-import type { Transmission } from './transmission.js';
+import type { DeviceExport } from './export.js';
 
 const MAX_EXTENT_BYTES = 0xffffffff;
+
+/** Where replies are built, and who knows the extents. */
+export interface StatusMemory {
+  readonly arena: Arena;
+  readonly service: BlockService;
+  /** A buffer for one request, with one reference; −1: wait in line. */
+  allocate(bytes: number): number;
+}
+
+/** Whose request it is. */
+export interface StatusAsker {
+  readonly exported: DeviceExport;
+  readonly outcome: ServerTransmission;
+  /** `errno` 0: the reply has `bytes` bytes from arena offset `block` on, whose one reference is given over either way. */
+  statusAnswered(errno: number, hi: number, lo: number, block: number, bytes: number): void;
+}
 
 export class StatusCalls {
   private readonly free: StatusCall[] = [];
   private made = 0;
 
   constructor(
-    private readonly shared: Shared,
+    private readonly shared: StatusMemory,
     private readonly maxCalls: number,
     private readonly maxExtents: number,
   ) {}
@@ -48,7 +66,7 @@ export class StatusCalls {
 export class StatusCall {
   private readonly out: Float64Array;
   private readonly single: Float64Array;
-  private transmission: Transmission | undefined;
+  private transmission: StatusAsker | undefined;
   private hi = 0;
   private lo = 0;
   private length = 0;
@@ -57,7 +75,7 @@ export class StatusCall {
   private extents: Float64Array;
 
   constructor(
-    private readonly shared: Shared,
+    private readonly shared: StatusMemory,
     maxExtents: number,
     private readonly giveBack: (call: StatusCall) => void,
   ) {
@@ -67,7 +85,7 @@ export class StatusCall {
   }
 
   /** Answers by `transmission.statusAnswered`, perhaps before it returns. */
-  start(transmission: Transmission, one: boolean, hi: number, lo: number, offset: number, length: number): void {
+  start(transmission: StatusAsker, one: boolean, hi: number, lo: number, offset: number, length: number): void {
     this.transmission = transmission;
     this.hi = hi;
     this.lo = lo;
@@ -93,7 +111,7 @@ export class StatusCall {
   };
 
   /** One chunk per selected context, the last one marked as done. Returns the bytes written. */
-  private build(transmission: Transmission, block: number, count: number): number {
+  private build(transmission: StatusAsker, block: number, count: number): number {
     const { view } = this.shared.arena;
     const { contexts } = transmission.outcome;
     let at = block;
