@@ -11,7 +11,7 @@ import { ControlClient, ControlError } from '../control/client.js';
 import type { Waits } from '../control/client.js';
 import type { OperationReply } from '../control/schema.js';
 import type { AttachSystem } from './attach-system.js';
-import type { FreezeSystem } from './freeze.js';
+import type { FreezeSystem } from './freeze-system.js';
 import { formatMilliseconds } from './render/words.js';
 
 export const EXIT_OK = 0;

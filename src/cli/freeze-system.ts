@@ -14,7 +14,6 @@ import { OperatorError } from '../base/errors.js';
 import { thawFileSystem } from '../io/fsfreeze.js';
 import type { Mount, MountPaths } from './mounts.js';
 import { MOUNT_PATHS, parseMounts } from './mounts.js';
-import type { Word } from './watchdog.js';
 
 /** How a shell command ended. */
 export type CommandEnd =
@@ -25,6 +24,9 @@ export type CommandEnd =
   /** `stop` was aborted: likewise. */
   | { readonly kind: 'interrupted' }
   | { readonly kind: 'unstartable'; readonly message: string };
+
+/** What a watchdog can be told; the conversation stands in watchdog.ts. */
+export type Word = 'sync' | 'freeze' | 'thaw';
 
 /** A watchdog, as its command sees it. Lines arrive in order; after `ended` nothing comes. */
 export interface WatchdogProcess {

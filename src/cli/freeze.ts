@@ -25,8 +25,6 @@ import { FrozenMount, failed } from './frozen-mount.js';
 import type { Mount } from './mounts.js';
 import { directoriesOf, mountAt, writtenFileSystems } from './mounts.js';
 
-export type { FreezeSystem } from './freeze-system.js';
-
 export interface FreezeOptions {
   readonly freeze?: readonly string[];
   readonly freezeTimeout: string;

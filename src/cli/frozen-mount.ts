@@ -8,9 +8,8 @@
 
 import { Errno, OperatorError, errnoText } from '../base/errors.js';
 import { ControlError } from '../control/client.js';
-import type { FreezeSystem, WatchdogProcess } from './freeze-system.js';
+import type { FreezeSystem, WatchdogProcess, Word } from './freeze-system.js';
 import type { Mount } from './mounts.js';
-import type { Word } from './watchdog.js';
 
 type State =
   /** Nothing is frozen by us. */

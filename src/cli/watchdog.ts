@@ -27,14 +27,13 @@ import { OperatorError } from '../base/errors.js';
 import { freezeFileSystem, syncFileSystem, thawFileSystem } from '../io/fsfreeze.js';
 import { wholeNumber } from './context.js';
 import type { Context } from './context.js';
+import type { Word } from './freeze-system.js';
 
 /** The descriptor of a directory on the file system, as the process inherits it. */
 export const MOUNT_FD = 3;
 const OUTPUT_FD = 1;
 /** No line of the conversation is longer. */
 const MAX_LINE_CHARACTERS = 64;
-
-export type Word = 'sync' | 'freeze' | 'thaw';
 
 /** Why it was thawed: told to · the time was over · the command went away · a signal. */
 export type Why = 'command' | 'timeout' | 'end' | 'signal';

@@ -6,16 +6,31 @@
  * Must not know: how the bytes were read, roots, devices.
  */
 import { CorruptionError } from '../base/errors.js';
+import type { Inners } from './inner.js';
 import { onlyLayer } from './leafchange.js';
+import type { LeafChanges } from './leafchange.js';
 import { RecordType, decodeNode, newDecoded } from './mapcodec.js';
 import type { InnerContent } from './mapcodec.js';
 import { FAN_OUT, Kind, REF_DELTA, REF_FILE, REF_FLAGS, REF_INNER } from './nodes.js';
-import type { BlockMap } from './map.js';
+import type { Nodes } from './nodes.js';
+
+/** What a node is brought into: the map that its handle belongs to. */
+export interface LoadTarget {
+  readonly nodes: Nodes;
+  readonly leaves: LeafChanges;
+  readonly inners: Inners;
+  /** For error messages. */
+  readonly fileName: string;
+  /** Where the record of `h` lies; see nodes.ts. */
+  diskRefOf(h: number): number;
+  /** A handle for the node whose record is at `ref`, without a body; `top` is its newest stamp. */
+  stub(ref: number, top: number): number;
+}
 
 const decoded = newDecoded();
 
 /** See BlockMap.load; `h` has no body. */
-export function installNode(map: BlockMap, h: number, bytes: Uint8Array, second: Uint8Array | undefined): number {
+export function installNode(map: LoadTarget, h: number, bytes: Uint8Array, second: Uint8Array | undefined): number {
   const { nodes, leaves } = map;
   const ref = map.diskRefOf(h);
   const flags = ref % REF_FLAGS;
@@ -51,7 +66,7 @@ export function installNode(map: BlockMap, h: number, bytes: Uint8Array, second:
   return 0;
 }
 
-function installInner(map: BlockMap, h: number, content: InnerContent, file: number, recordBase: number): void {
+function installInner(map: LoadTarget, h: number, content: InnerContent, file: number, recordBase: number): void {
   const { nodes, inners } = map;
   const word = nodes.addBody(h, Kind.inner);
   const u32 = nodes.slabs.u32[(word >>> 16) & 0xfff];

@@ -2,9 +2,8 @@
 import { closeSync, mkdirSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { Errno } from '../../src/base/errors.js';
-import type { CommandEnd, FreezeSystem, WatchdogEvents, WatchdogProcess } from '../../src/cli/freeze-system.js';
+import type { CommandEnd, FreezeSystem, WatchdogEvents, WatchdogProcess, Word } from '../../src/cli/freeze-system.js';
 import type { Mount, MountPaths } from '../../src/cli/mounts.js';
-import type { Word } from '../../src/cli/watchdog.js';
 import { FreezeWatchdog } from '../../src/cli/watchdog.js';
 
 /** Mounts, watchdogs and commands of a machine that does not exist; `steps` is what happened, in order. */
