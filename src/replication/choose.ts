@@ -6,14 +6,42 @@
 
 import { unreachable } from '../base/assert.js';
 import { PeerError } from '../base/errors.js';
+import type { ReplicatedGroup } from '../group/replica.js';
+import type { Reactor } from '../io/reactor.js';
+import type { Connection } from './connection.js';
 import { decide } from './decide.js';
 import type { NodeView } from './decide.js';
 import { boundaryAt, placeOf, viewOf } from './history.js';
 import { FrameType as Type } from './message.js';
-import type { LinkSession } from './session.js';
+import type { Message, MessageName } from './message.js';
+import type { Phase } from './phase.js';
+
+/** The dialer's session, as far as this step needs it. */
+export interface Dialer {
+  readonly reactor: Reactor;
+  readonly group: ReplicatedGroup;
+  readonly link: { readonly node: string; readonly peer: string; rolesChanged(): void };
+  readonly connection: Connection;
+  phase: Phase;
+  /** The peer has more for us, but another session fetches now. */
+  fetchWaits: boolean;
+  fetchUpTo: number;
+  /** Rewinds that were asked for. */
+  rewinds: number;
+  say<N extends MessageName>(name: N, message: Message<N>): void;
+  /** Fetches from now on, unless another session of the group does: then false. */
+  claimFetch(): boolean;
+  /** Waits for its own group, then asks again. */
+  hold(): void;
+  /** This peer has been asked, and has nothing more for us. */
+  asked(): void;
+  receive(mode: 'fetch'): void;
+  ship(from: number): void;
+  end(error: PeerError): void;
+}
 
 /** Throws PeerError when nothing can be done: the session ends, and the peer is told. */
-export function choose(session: LinkSession, peer: NodeView): void {
+export function choose(session: Dialer, peer: NodeView): void {
   const { group, link } = session;
   const plan = decide(viewOf(group, link.node), peer, (lsn) => boundaryAt(session.reactor, group, lsn)?.position);
   switch (plan.kind) {
@@ -28,12 +56,11 @@ export function choose(session: LinkSession, peer: NodeView): void {
       return;
     }
     case 'fetch':
-      session.fetchWaits = !link.mayFetch(session);
+      session.fetchWaits = !session.claimFetch();
       if (session.fetchWaits) {
         session.hold();
         return;
       }
-      link.takeFetch(session);
       session.phase = 'fetching';
       session.fetchUpTo = plan.upTo;
       session.receive('fetch');

@@ -7,13 +7,42 @@
  */
 
 import { IoError, PeerError } from '../base/errors.js';
+import type { ReplicatedGroup } from '../group/replica.js';
+import type { Reactor } from '../io/reactor.js';
+import type { Applier } from './applier.js';
+import type { Connection } from './connection.js';
 import { newerEpoch, samePosition } from './decide.js';
+import type { NodeView } from './decide.js';
 import { boundaryAt, positionMessage, viewOf } from './history.js';
-import type { Message } from './message.js';
+import type { Message, MessageName } from './message.js';
 import { cleanSentence, FrameType as Type } from './message.js';
-import type { LinkSession } from './session.js';
+import type { Phase } from './phase.js';
+import type { Shipper } from './shipper.js';
 
-export function obey(session: LinkSession, plan: Message<'plan'>): void {
+/** The listener's session, as far as this step needs it. */
+export interface Listener {
+  readonly reactor: Reactor;
+  readonly group: ReplicatedGroup;
+  /** `undoing`: the group is undoing a part of its journal for one of its links. */
+  readonly link: { readonly node: string; readonly peer: string; undoing: boolean };
+  readonly connection: Connection;
+  /** What the dialer said last about itself. */
+  readonly peerView: NodeView | undefined;
+  phase: Phase;
+  /** The journal is kept for a fetch. */
+  serving: boolean;
+  shipper: Shipper | undefined;
+  readonly applier: Applier | undefined;
+  say<N extends MessageName>(name: N, message: Message<N>): void;
+  /** Only one session of a group receives: the others end. */
+  claimReceiving(): void;
+  receive(mode: 'follow'): void;
+  startShipper(from: number, upTo: number | undefined, onDone: () => void): void;
+  end(error: PeerError): void;
+}
+
+/** Throws PeerError when the plan cannot be carried out: the session ends, and the dialer is told. */
+export function obey(session: Listener, plan: Message<'plan'>): void {
   const { group, link, peerView: dialer } = session;
   if (dialer === undefined) throw new PeerError('link/unexpected', 'a plan before a position');
   if (group.role !== 'secondary') {
@@ -41,12 +70,12 @@ export function obey(session: LinkSession, plan: Message<'plan'>): void {
   }
 }
 
-function follow(session: LinkSession, plan: Extract<Message<'plan'>, { kind: 'stream' }>): void {
+function follow(session: Listener, plan: Extract<Message<'plan'>, { kind: 'stream' }>): void {
   const { group, link } = session;
   if (!samePosition(plan.from, group.position)) {
     throw new PeerError('link/bad-plan', `node ${link.node} stands at LSN ${group.position.lsn} and cannot be sent the stream from LSN ${plan.from.lsn}`);
   }
-  link.receiving(session);
+  session.claimReceiving();
   if (group.groupId === undefined) adopt(session, session.peerView!.groupId!);
   session.phase = 'applying';
   session.connection.allow(Type.batch, Type.goodbye, Type.heartbeat);
@@ -55,7 +84,7 @@ function follow(session: LinkSession, plan: Extract<Message<'plan'>, { kind: 'st
 }
 
 /** Makes the first journal of this node's group: what the disk says to that ends the link, not the node. */
-function adopt(session: LinkSession, groupId: string): void {
+function adopt(session: Listener, groupId: string): void {
   try {
     session.group.adoptGroupId(groupId);
   } catch (error) {
@@ -64,7 +93,7 @@ function adopt(session: LinkSession, groupId: string): void {
   }
 }
 
-function rewind(session: LinkSession, plan: Extract<Message<'plan'>, { kind: 'rewind' }>): void {
+function rewind(session: Listener, plan: Extract<Message<'plan'>, { kind: 'rewind' }>): void {
   const { group, link, peerView } = session;
   const { to } = plan;
   if (to.lsn < group.stableLsn) {
@@ -76,7 +105,7 @@ function rewind(session: LinkSession, plan: Extract<Message<'plan'>, { kind: 're
   if (foreign !== undefined) {
     throw new PeerError('link/diverged', `node ${link.node} has epoch ${foreign.number} of node ${foreign.node} from LSN ${foreign.start.lsn} on, and undoes nothing of it`);
   }
-  link.receiving(session);
+  session.claimReceiving();
   link.undoing = true;
   session.phase = 'undoing';
   session.connection.allow(Type.goodbye, Type.heartbeat);
@@ -94,7 +123,7 @@ function rewind(session: LinkSession, plan: Extract<Message<'plan'>, { kind: 're
 }
 
 /** A recovering primary fetches what it lost: the roles of shipper and applier are reversed. */
-function serve(session: LinkSession, plan: Extract<Message<'plan'>, { kind: 'fetch' }>): void {
+function serve(session: Listener, plan: Extract<Message<'plan'>, { kind: 'fetch' }>): void {
   const { group, link, peerView } = session;
   if (peerView?.role !== 'recovering') throw new PeerError('link/bad-plan', 'only a primary that recovers fetches');
   if (plan.upTo !== group.position.lsn) throw new PeerError('link/bad-plan', `node ${link.node} stands at LSN ${group.position.lsn}, not at ${plan.upTo}`);

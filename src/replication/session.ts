@@ -2,19 +2,10 @@
  * One connection between two nodes about one group, from the first byte to the
  * last.
  *
- * Owns: the phases, who may say what in each, heartbeats, the end. Must not
- * know: how connections come about (link.ts, listener.ts), how histories are
- * compared (decide.ts, choose.ts, obey.ts), how batches move (shipper.ts, applier.ts).
- *
- *   dialer     connecting → hello → asking → shipping
- *                                     ↑ ├──→ rewinding → asking
- *                                     │ ├──→ fetching ─┐
- *                                     └─┴──← holding ←─┘   holding: until the own group is primary
- *   listener   hello → waiting → applying
- *                         ├────→ undoing → waiting
- *                         └────→ serving → waiting
- *
- * Nothing about a group is said or changed before `asking`/`waiting`.
+ * Owns: who may say what in each phase (phase.ts), heartbeats, the end. Must not
+ * know: how connections come about (link.ts, listener.ts), how the two ends prove
+ * who they are (greeting.ts), how histories are compared (decide.ts, choose.ts,
+ * obey.ts), how batches move (shipper.ts, applier.ts).
  */
 
 import { assert, unreachable } from '../base/assert.js';
@@ -28,8 +19,8 @@ import type { FrameHandler } from './connection.js';
 import { choose } from './choose.js';
 import { newerEpoch } from './decide.js';
 import type { NodeView } from './decide.js';
-import type { DialerHello, LinkIdentity, ListenerHello } from './hello.js';
-import { NOT_ACCEPTED } from './hello.js';
+import { Greeting, rejection } from './greeting.js';
+import type { DialerHello, LinkIdentity, ListenerHello, SessionKeys } from './hello.js';
 import { boundaryAt, durableLsn, placeOf, positionMessage, viewOf, viewOfPeer } from './history.js';
 import { obey } from './obey.js';
 import type { Message, MessageName } from './message.js';
@@ -37,13 +28,9 @@ import { ack, AckFlag, cleanSentence, decodeMessage, FrameType as Type } from '.
 import type { LinkOptions } from './options.js';
 import { isRefusal } from './options.js';
 import type { LinkCounters } from './outbox.js';
+import { fitsRole } from './phase.js';
+import type { Phase } from './phase.js';
 import { Shipper } from './shipper.js';
-
-export type Phase =
-  | 'connecting' | 'hello'
-  | 'asking' | 'rewinding' | 'fetching' | 'holding' | 'shipping'
-  | 'waiting' | 'undoing' | 'serving' | 'applying'
-  | 'ended';
 
 /** The link that a session belongs to (link.ts). */
 export interface SessionOwner {
@@ -104,6 +91,7 @@ export class LinkSession implements FrameHandler {
   serving = false;
   endedWith: PeerError | undefined;
 
+  private readonly greeting: Greeting;
   private owner: SessionOwner | undefined;
   private handshakeTimer: TimerId | undefined;
   private beatTimer: TimerId | undefined;
@@ -113,6 +101,7 @@ export class LinkSession implements FrameHandler {
 
   constructor(readonly reactor: Reactor, fd: number, private readonly begin: SessionStart, readonly options: LinkOptions) {
     this.connection = new Connection(reactor, fd, this);
+    this.greeting = new Greeting(this, begin);
     this.owner = begin.kind === 'dialer' ? begin.owner : undefined;
     this.phase = begin.kind === 'dialer' ? 'connecting' : 'hello';
     this.shown = reactor.io.peerName(fd);
@@ -121,7 +110,7 @@ export class LinkSession implements FrameHandler {
   /** Takes the descriptor over, also when it throws (PeerError: no memory). */
   start(): void {
     this.connection.start(this.begin.kind === 'dialer');
-    if (this.begin.kind === 'listener') this.connection.allow(Type.hello);
+    if (this.begin.kind === 'listener') this.greeting.listens();
     this.handshakeTimer = this.reactor.after(this.options.handshakeUs, () => {
       this.handshakeTimer = undefined;
       this.end(new PeerError('link/timeout', 'the peer did not authenticate and say its position in time'));
@@ -149,10 +138,8 @@ export class LinkSession implements FrameHandler {
   // ---- frames -------------------------------------------------------------------------------------------
 
   connected(): void {
-    assert(this.begin.kind === 'dialer', 'a listener does not connect');
     this.phase = 'hello';
-    this.connection.allow(Type.challenge, Type.reject);
-    this.say('hello', this.begin.hello.hello());
+    this.greeting.connected();
   }
 
   frame(type: number, at: number, bytes: number, durableLsn: number): boolean {
@@ -166,13 +153,13 @@ export class LinkSession implements FrameHandler {
         this.applier?.heard(durableLsn);
         return true;
       case Type.hello:
-        this.onHello(this.read('hello', at, bytes));
+        this.greeting.hello(this.read('hello', at, bytes));
         return true;
       case Type.challenge:
-        this.onChallenge(this.read('challenge', at, bytes));
+        this.greeting.challenge(this.read('challenge', at, bytes));
         return true;
       case Type.proof:
-        this.onProof(this.read('proof', at, bytes));
+        this.greeting.proof(this.read('proof', at, bytes));
         return true;
       case Type.position:
         this.onPosition(this.read('position', at, bytes));
@@ -192,7 +179,7 @@ export class LinkSession implements FrameHandler {
         return true;
       }
       case Type.reject:
-        this.onReject(this.read('reject', at, bytes));
+        this.finish(this.greeting.rejected(this.read('reject', at, bytes)));
         return true;
       default:
         return unreachable(type as never);
@@ -218,37 +205,14 @@ export class LinkSession implements FrameHandler {
 
   // ---- authentication -------------------------------------------------------------------------------------
 
-  private onHello(hello: Message<'hello'>): void {
-    assert(this.begin.kind === 'listener', 'a hello at a dialer');
-    this.connection.allow(Type.proof, Type.reject);
-    this.say('challenge', this.begin.hello.greeted(hello));
-  }
-
-  private onChallenge(challenge: Message<'challenge'>): void {
-    assert(this.begin.kind === 'dialer', 'a challenge at a listener');
-    this.connection.allow(Type.proof, Type.reject);
-    this.say('proof', this.begin.hello.challenged(challenge));
-  }
-
-  private onProof(proof: Message<'proof'>): void {
-    if (this.begin.kind === 'dialer') {
-      this.connection.keys = this.begin.hello.proven(proof);
-      this.welcome();
-      if (this.phase !== 'ended') this.ask();
-      return;
-    }
-    const { identity, reply, keys } = this.begin.hello.proven(proof);
-    // Unsigned, and the last such message: the dialer derives its keys when it has checked this.
-    this.say('proof', reply);
-    if ((this.phase) === 'ended') return;
+  /** The peer has proven who it is; a listener learns from `identity` whose session it is. */
+  proven(keys: SessionKeys, identity: LinkIdentity | undefined): void {
     this.connection.keys = keys;
-    this.owner = this.begin.resolve(identity);
-    this.phase = 'waiting';
-    this.connection.allow(Type.position, Type.goodbye, Type.heartbeat, Type.reject);
-    this.welcome();
-  }
-
-  private welcome(): void {
+    if (this.begin.kind === 'listener') {
+      this.owner = this.begin.resolve(identity!);
+      this.phase = 'waiting';
+      this.connection.allow(Type.position, Type.goodbye, Type.heartbeat, Type.reject);
+    }
     this.connection.countInto(this.link.counters);
     const refused = this.link.authenticated(this);
     if (refused !== undefined) {
@@ -256,18 +220,7 @@ export class LinkSession implements FrameHandler {
       return;
     }
     this.beat();
-  }
-
-  private onReject(reject: Message<'reject'>): void {
-    const who = this.begin.kind === 'dialer' ? `node ${this.link.peer}` : `who calls itself ${this.begin.hello.claim}`;
-    if (reject.code === NOT_ACCEPTED.code) {
-      const why = this.begin.kind === 'dialer'
-        ? 'does not accept this link: group, node names or secret do not match its configuration; its log says which'
-        : 'does not accept the proof of this node: the secrets differ';
-      this.finish(new PeerError(NOT_ACCEPTED.code, `${who} ${why}`));
-    } else {
-      this.finish(new PeerError(reject.code, `${who} says, without having proven who it is: ${cleanSentence(reject.message)}`));
-    }
+    if (this.begin.kind === 'dialer' && (this.phase as Phase) !== 'ended') this.ask();
   }
 
   // ---- comparing histories --------------------------------------------------------------------------------
@@ -299,6 +252,18 @@ export class LinkSession implements FrameHandler {
     this.phase = 'waiting';
     this.connection.allow(Type.position, Type.plan, Type.ack, Type.state, Type.goodbye, Type.heartbeat);
     this.say('position', positionMessage(group));
+  }
+
+  /** Dialer: fetches from now on, unless another session of the group does: then false. */
+  claimFetch(): boolean {
+    if (!this.link.mayFetch(this)) return false;
+    this.link.takeFetch(this);
+    return true;
+  }
+
+  /** Only one session of a group receives: the others end. */
+  claimReceiving(): void {
+    this.link.receiving(this);
   }
 
   /** Dialer: waits for its own group, then asks again. */
@@ -443,16 +408,7 @@ export class LinkSession implements FrameHandler {
   checkRole(): void {
     if (this.phase === 'ended' || !this.authenticated) return;
     const { role, roleReason } = this.group;
-    const fits = (() => {
-      switch (this.phase) {
-        case 'shipping': case 'rewinding': return role === 'primary';
-        case 'fetching': return role === 'recovering';
-        case 'asking': case 'holding': return role === 'primary' || role === 'recovering';
-        case 'applying': case 'serving': case 'undoing': return role === 'secondary';
-        default: return true;
-      }
-    })();
-    if (!fits) this.end(new PeerError('link/role-changed', `node ${this.link.node} is ${role} now: ${cleanSentence(roleReason)}`));
+    if (!fitsRole(this.phase, role)) this.end(new PeerError('link/role-changed', `node ${this.link.node} is ${role} now: ${cleanSentence(roleReason)}`));
   }
 
   // ---- the end ------------------------------------------------------------------------------------------------
@@ -461,11 +417,9 @@ export class LinkSession implements FrameHandler {
   end(error: PeerError): void {
     if (this.phase === 'ended') return;
     if (this.connection.open && error.code !== 'link/lost') {
-      const message = cleanSentence(error.message);
       this.phase = 'ended';
-      if (this.authenticated) this.say('goodbye', { code: error.code, message });
-      else if (error.code === 'link/version') this.say('reject', { code: error.code, message });
-      else this.say('reject', { ...NOT_ACCEPTED });
+      if (this.authenticated) this.say('goodbye', { code: error.code, message: cleanSentence(error.message) });
+      else this.say('reject', rejection(error));
     }
     this.finish(error);
   }
