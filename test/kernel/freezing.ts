@@ -5,7 +5,7 @@ import { ControlRelay } from './control-relay.js';
 import type { GuestShell } from './guest-shell.js';
 import { PORT, detach, guestAddress, lockstepInGuest, lockstepServer, waitSize, type LockstepServer } from './server.js';
 import type { Finished } from '../harness/process.js';
-import type { Context } from './scenarios.js';
+import type { Context } from './context.js';
 
 const VOLUME_BYTES = 384 * 2 ** 20;
 const DEVICE = '/dev/nbd0';

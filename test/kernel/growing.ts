@@ -3,7 +3,7 @@ import { preparePair, waitCaughtUp } from '../harness/node.js';
 import { ControlRelay } from './control-relay.js';
 import { expectEqual } from './filesystem.js';
 import { fsckCommand, mkfsCommand, type Filesystem } from './filesystems.js';
-import type { Context } from './scenarios.js';
+import type { Context } from './context.js';
 import { PORT, REQUEST_SECONDS, guestAddress, lockstepInGuest, waitSize } from './server.js';
 
 const DEVICE = '/dev/nbd0';

@@ -1,18 +1,11 @@
 /** The scenarios of `make test-kernel`, by name. Each gets a guest that has just booted, and a temporary directory. */
 import { run, waitFor } from '../harness/process.js';
+import type { Context } from './context.js';
 import { expectEqual, filesystemSurvivesKills } from './filesystem.js';
 import { fsckCommand, mkfsCommand, type Filesystem } from './filesystems.js';
 import { freezeMakesWholeSnapshots, freezeNeverStays, freezeRefuses } from './freezing.js';
 import { growsWhileMounted } from './growing.js';
-import type { GuestShell } from './guest-shell.js';
 import { PORT, REQUEST_SECONDS, detach, guestAddress, lockstepInGuest, lockstepServer, nbdkitServer, waitSize, type ServerUnderTest } from './server.js';
-
-export interface Context {
-  readonly guest: GuestShell;
-  readonly directory: string;
-  /** `nbdkit` tests the rig itself. */
-  readonly serverKind: 'lockstep' | 'nbdkit';
-}
 
 const VOLUME_BYTES = 768 * 2 ** 20;
 const DEVICE = '/dev/nbd0';
