@@ -12,7 +12,7 @@
  * kept: a compaction forgets the places of nodes that the younger does not have.
  *
  *   1. count     visits every distinct leaf, sums the blocks of each layer that are referred to
- *   2. size      compares with what the layers' files have allocated
+ *   2. size      compares with what the layers' files have allocated (layersizing.ts)
  *   3. delete    frozen layers without any reference: punched empty if large, unlinked, dropped from the table
  *   4. punch     visits the leaves where files with garbage have data, and punches what is not referred to
  *
@@ -36,7 +36,8 @@
  */
 
 import { unreachable } from '../base/assert.js';
-import { CorruptionError, Errno, IoError } from '../base/errors.js';
+import { Errno, IoError } from '../base/errors.js';
+import type { CorruptionError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { Queue } from '../io/io.js';
 import type { JobTable } from '../io/io.js';
@@ -45,8 +46,7 @@ import type { Checkpointer, CommittedMaps } from './checkpointer.js';
 import { LayerHoles, punched, Scan } from './layerholes.js';
 import { LayerMarks } from './layermarks.js';
 import { LayerRemover, Piece } from './layerremove.js';
-import { allInFile, frozenBefore } from './layers.js';
-import type { Layer } from './layers.js';
+import { LayerSizing, mayPass } from './layersizing.js';
 import { MapSweep, Sweep } from './mapsweep.js';
 import type { SweepResult } from './mapsweep.js';
 import { loadNode } from './nodeload.js';
@@ -71,8 +71,6 @@ const COST_STAT = 120;
 /** The clock is looked at after so many units. */
 const SLICE = 128;
 const NO_PUNCH = 'the file system of the data directory cannot punch holes: space comes back only with whole layers';
-/** A file system's own blocks (extents) count as allocated. */
-const OVERHEAD = 1 / 256;
 
 export class Walker {
   private state: State = 'idle';
@@ -85,7 +83,7 @@ export class Walker {
   private resumeBlock = 0;
   /** Reads that began before `maps` was committed have ended. */
   private quiet = false;
-  private rows: IterableIterator<Layer> | undefined;
+  private sizing: LayerSizing | undefined;
   private remover: LayerRemover | undefined;
   private holes: LayerHoles | undefined;
   /** A place was visited and its files not yet scanned: where it ends; 0 = none. */
@@ -218,7 +216,7 @@ export class Walker {
     this.waitsForCheckpoint = false;
     this.first = undefined;
     this.holes = undefined;
-    this.rows = undefined;
+    this.sizing = undefined;
     this.remover = undefined;
     this.marks = new LayerMarks();
   }
@@ -300,9 +298,9 @@ export class Walker {
         case Sweep.end:
           this.sweep!.release();
           this.sweep = undefined;
-          this.rows = this.store.layers.all();
           this.holes = new LayerHoles(this.reactor.io, this.store, this.options.jobBytes);
           this.remover = new LayerRemover(this.reactor, this.store.layers, this.options.jobBytes, this.options.unlinkBytes);
+          this.sizing = new LayerSizing(this.reactor.io, this.store, this.marks, this.first!, this.remover, this.canPunch ? this.holes : undefined);
           this.state = 'sizing';
           return After.pause;
       }
@@ -312,48 +310,18 @@ export class Walker {
 
   /** Decides about each layer: delete, punch, leave. */
   private size(): AfterStep {
+    const sizing = this.sizing!;
     while (!this.spent) {
-      const next = this.rows!.next();
-      if (next.done === true) {
-        this.rows = undefined;
+      if (!sizing.next(this.maps!)) {
+        this.skipped ||= sizing.skipped;
+        this.problem = sizing.problem;
+        this.sizing = undefined;
         this.state = 'deleting';
         return After.pause;
       }
       this.budget -= COST_STAT;
-      this.judge(next.value);
     }
     return After.pause;
-  }
-
-  private judge(layer: Layer): void {
-    const { first, marks, store } = this;
-    const frozen = layer.frozenLsn !== 0;
-    if (frozen && !frozenBefore(layer, first!)) return;
-    const inFile = allInFile(layer, this.maps!);
-    const blocks = marks.total(layer.number);
-    if (frozen && blocks === 0) {
-      // Above the low-water mark recovery would look for its writes again, and its file for them.
-      if (inFile) this.remover!.add(layer);
-      else this.skipped = true;
-      return;
-    }
-    if (!this.canPunch || (!layer.hasFile && !layer.missing)) return;
-    try {
-      const { allocated } = this.reactor.io.stat(store.layers.descriptor(layer));
-      // What is referred to and still pending is not in the file.
-      const pending = inFile ? 0 : store.pending.blocks;
-      if (allocated - (blocks - pending) * BLOCK_BYTES > allocated * OVERHEAD) this.holes!.add(layer);
-    } catch (error) {
-      this.note(error);
-    }
-  }
-
-  /** A file that cannot be looked at is reported and left; the walk goes on with the others. */
-  private note(error: unknown): void {
-    if (!(error instanceof IoError) && !(error instanceof CorruptionError)) throw error;
-    this.problem = error;
-    // A missing file does not come back.
-    if (error instanceof IoError && error.errno !== Errno.ENOENT) this.skipped = true;
   }
 
   private delete(): AfterStep {
@@ -367,7 +335,10 @@ export class Walker {
         });
         return After.nothing;
       case Piece.none:
-        if (remover.problem !== undefined) this.note(remover.problem);
+        if (remover.problem !== undefined) {
+          this.problem = remover.problem;
+          this.skipped ||= mayPass(remover.problem);
+        }
         return this.startPunching();
     }
   }
