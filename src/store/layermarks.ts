@@ -5,12 +5,12 @@
  * Owns: the bits and the sums. Must not know: where they come from.
  */
 import { assert } from '../base/assert.js';
-import type { WalkVisitor } from './mapwalk.js';
+import type { LeafVisitor } from './mapsweep.js';
 import { LEAF_BLOCKS } from './nodes.js';
 
 const WORDS = LEAF_BLOCKS / 32;
 
-export class LayerMarks implements WalkVisitor {
+export class LayerMarks implements LeafVisitor {
   /** Layer → row. */
   private readonly rows = new Map<number, number>();
   private bits = new Uint32Array(64 * WORDS);
@@ -27,12 +27,12 @@ export class LayerMarks implements WalkVisitor {
   /** `wanted`: the layers to look at; undefined = all. */
   constructor(private readonly wanted?: ReadonlySet<number>) {}
 
-  /** WalkVisitor. Own and shared bytes per device can be summed here: a leaf comes with its first root and its number of trees. */
+  /** LeafVisitor. Own and shared bytes per device can be summed here: a leaf comes with its first root and its number of trees. */
   leaf(firstBlock: number): void {
     this.firstBlock = firstBlock;
   }
 
-  /** WalkVisitor. */
+  /** LeafVisitor. */
   run(layer: number, firstBlock: number, count: number): void {
     if (this.wanted !== undefined && !this.wanted.has(layer)) return;
     this.mark(layer, firstBlock - this.firstBlock, firstBlock - this.firstBlock + count);

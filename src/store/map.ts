@@ -353,6 +353,12 @@ export class BlockMap {
     return ref;
   }
 
+  /** Two handles with the same identity have the same content: negative for nodes that exist in memory only. */
+  identityOf(h: number): number {
+    const ref = this.nodes.diskRefOf(h) === 0 ? 0 : this.diskRefOf(h);
+    return ref === 0 ? -h : ref;
+  }
+
   /**
    * Installs the record of a missed node, read from where `ref` (diskRefOf)
    * says. Does nothing when the node is there already, was dropped, or has moved

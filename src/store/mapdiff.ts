@@ -7,7 +7,6 @@
  */
 import type { BlockMap, MapRoot } from './map.js';
 import { LeafContent } from './leaf.js';
-import { identityOf } from './mapwalk.js';
 import { FAN_OUT, LEAF_BLOCKS, LEAF_REGIONS } from './nodes.js';
 
 /** Blocks [firstBlock, firstBlock + count) have another entry; within one `run` ascending and never touching. */
@@ -52,7 +51,7 @@ export class MapDiff {
   /** Nodes at `level` from leaf `leaf` on; a node of a lower level stands for its first ancestor there. */
   private compare(a: number, levelA: number, b: number, levelB: number, level: number, leaf: number, visitor: DiffVisitor): boolean {
     if (a === b && (a === 0 || levelA === levelB)) return true;
-    if (a !== 0 && b !== 0 && levelA === levelB && identityOf(this.map, a) === identityOf(this.map, b)) return true;
+    if (a !== 0 && b !== 0 && levelA === levelB && this.map.identityOf(a) === this.map.identityOf(b)) return true;
     if (this.budget <= 0) return this.stop(0, leaf * LEAF_BLOCKS);
     this.budget -= level === 0 ? LEAF_COST : 1;
     if (level === 0) return this.compareLeaves(a, b, leaf * LEAF_BLOCKS, visitor);

@@ -10,9 +10,17 @@
  */
 import { LeafContent } from './leaf.js';
 import type { BlockMap, MapRoot } from './map.js';
-import { identityOf } from './mapwalk.js';
-import type { WalkVisitor } from './mapwalk.js';
 import { FAN_OUT, LEAF_BLOCKS } from './nodes.js';
+
+export interface LeafVisitor {
+  /**
+   * A distinct leaf, whose runs follow: `trees` of the roots hold it, the first
+   * of them is roots[root]. Leaves of the same place follow each other.
+   */
+  leaf(firstBlock: number, trees: number, root: number): void;
+  /** Blocks [firstBlock, firstBlock + count) of the leaf are in `layer` (never 0). */
+  run(layer: number, firstBlock: number, count: number): void;
+}
 
 /** Why a step ended. */
 export const Sweep = {
@@ -53,7 +61,7 @@ class SpanList {
   /** Adds a node and holds it; one with the same content only counts. Returns its index. */
   add(h: number, trees: number, root: number): number {
     if ((this.count + 1) * 2 > this.keys.length) this.grow();
-    const key = identityOf(this.map, h);
+    const key = this.map.identityOf(h);
     const slot = this.slotOf(key);
     if (this.generations[slot] === this.generation) {
       const found = this.at[slot];
@@ -157,7 +165,7 @@ export class MapSweep {
   budget = 0;
 
   /** Looks at about `budget` nodes. */
-  step(budget: number, visitor: WalkVisitor): SweepResult {
+  step(budget: number, visitor: LeafVisitor): SweepResult {
     this.budget = budget;
     while (this.budget > 0) {
       if (this.filling) {
@@ -228,7 +236,7 @@ export class MapSweep {
     return undefined;
   }
 
-  private visit(visitor: WalkVisitor): SweepResult | undefined {
+  private visit(visitor: LeafVisitor): SweepResult | undefined {
     const list = this.lists[0];
     const { leaves } = this.map;
     const firstBlock = list.start * LEAF_BLOCKS;
@@ -262,7 +270,7 @@ export class MapSweep {
     list.clear();
   }
 
-  private visitLeaf(index: number, firstBlock: number, visitor: WalkVisitor): void {
+  private visitLeaf(index: number, firstBlock: number, visitor: LeafVisitor): void {
     const list = this.lists[0];
     this.visited++;
     this.map.leaves.expand(list.handles[index], this.content);

@@ -11,16 +11,16 @@
  */
 import type { BlockMap, MapRoot } from './map.js';
 import { MapSweep, Sweep } from './mapsweep.js';
+import type { LeafVisitor } from './mapsweep.js';
 import { Step } from './maptasks.js';
 import type { MapTask, StepResult } from './maptasks.js';
-import type { WalkVisitor } from './mapwalk.js';
 import { LEAF_BLOCKS } from './nodes.js';
 
 /** Owner of a block that several trees refer to. */
 const SEVERAL = 0xffffffff;
 
 /** Counts own blocks from leaves in ascending order. */
-class Owners implements WalkVisitor {
+class Owners implements LeafVisitor {
   /** Blocks that no other root refers to, per root. */
   readonly own: Float64Array;
   /** Different (layer, block) pairs. */
@@ -38,7 +38,7 @@ class Owners implements WalkVisitor {
     this.own = new Float64Array(roots);
   }
 
-  /** WalkVisitor. */
+  /** LeafVisitor. */
   leaf(firstBlock: number, trees: number, root: number): void {
     if (firstBlock !== this.place) {
       this.place = firstBlock;
@@ -48,7 +48,7 @@ class Owners implements WalkVisitor {
     this.tree = trees === 1 ? root + 1 : SEVERAL;
   }
 
-  /** WalkVisitor. */
+  /** LeafVisitor. */
   run(layer: number, firstBlock: number, count: number): void {
     const row = this.row(layer);
     const { own, tree } = this;

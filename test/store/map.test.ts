@@ -1,7 +1,7 @@
 import t from 'tap';
 import { BlockMap, heightFor } from '../../src/store/map.js';
 import type { MapRoot } from '../../src/store/map.js';
-import { checkMap } from '../../src/store/mapcheck.js';
+import { checkMap } from './mapcheck.js';
 import { FlatDevice, Random, compare } from './mapmodel.js';
 
 const noDisk = (): Uint8Array => {

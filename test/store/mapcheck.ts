@@ -4,11 +4,11 @@
  * Owns: recounting references and verifying the rules of nodes.ts, leaf by leaf.
  * Cost: everything in memory; never call it on a serving node.
  */
-import { assert } from '../base/assert.js';
-import type { BlockMap, MapRoot } from './map.js';
-import { heightFor } from './map.js';
-import { DELTA_CAPACITY, FAN_OUT, Kind, LEAF_BLOCKS, LEAF_REGIONS, REF_DELTA, REF_FLAGS, REF_INNER, SEE_BASE, STAMP_SEE_BASE } from './nodes.js';
-import { LeafContent } from './leaf.js';
+import { assert } from '../../src/base/assert.js';
+import type { BlockMap, MapRoot } from '../../src/store/map.js';
+import { heightFor } from '../../src/store/map.js';
+import { DELTA_CAPACITY, FAN_OUT, Kind, LEAF_BLOCKS, LEAF_REGIONS, REF_DELTA, REF_FLAGS, REF_INNER, SEE_BASE, STAMP_SEE_BASE } from '../../src/store/nodes.js';
+import { LeafContent } from '../../src/store/leaf.js';
 
 /**
  * Verifies that the nodes reachable from `roots` and from dropped trees are all

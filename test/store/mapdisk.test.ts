@@ -3,10 +3,11 @@ import t from 'tap';
 import { assert } from '../../src/base/assert.js';
 import { BlockMap } from '../../src/store/map.js';
 import type { MapRoot } from '../../src/store/map.js';
-import { checkMap } from '../../src/store/mapcheck.js';
+import { checkMap } from './mapcheck.js';
 import { MapDiff, hashStamps } from '../../src/store/mapdiff.js';
 import { graft } from '../../src/store/mapgraft.js';
-import { MapWalk } from '../../src/store/mapwalk.js';
+import { MapSweep, Sweep } from '../../src/store/mapsweep.js';
+import type { SweepResult } from '../../src/store/mapsweep.js';
 import { MapWriter } from '../../src/store/mapwriter.js';
 import { FlatDevice, MemoryFile, Random, compare, load, withLoads } from './mapmodel.js';
 
@@ -186,15 +187,15 @@ class Subject {
     }
   }
 
-  /** The distinct leaves name exactly the (layer, block) pairs that the models hold. */
-  verifyWalk(): void {
+  /** The distinct leaves name exactly the (layer, block) pairs that the models hold, whatever the steps. */
+  verifySweep(): void {
     const { random } = this;
-    const first = random.below(this.capacity);
-    const end = first + random.below(this.capacity - first);
+    const place = 512;
+    const first = random.below(2) === 0 ? 0 : random.below(this.capacity);
     /** (block, layer) → number of trees that refer to it. */
     const found = new Map<number, number>();
     let sharers = 0;
-    const walk = new MapWalk(this.map, this.roots);
+    const sweep = new MapSweep(this.map, this.roots, first);
     const visitor = {
       leaf: (firstBlock: number, trees: number, root: number): void => {
         assert(trees >= 1 && this.roots[root].sizeBlocks > firstBlock, 'a leaf is in a tree');
@@ -204,18 +205,23 @@ class Subject {
         for (let i = 0; i < count; i++) found.set((block + i) * 16 + layer, (found.get((block + i) * 16 + layer) ?? 0) + sharers);
       },
     };
-    for (let at = first; at < end; ) {
-      at = walk.run(at, end, visitor);
-      for (let i = 0; i < walk.neededCount; i++) load(this.map, this.files, walk.needed[i]);
+    for (let result: SweepResult = Sweep.more; result !== Sweep.end; ) {
+      result = sweep.step(1 + random.below(100), visitor);
+      if (result === Sweep.needed) load(this.map, this.files, sweep.neededNode);
     }
+    sweep.release();
     const wanted = new Map<number, number>();
-    for (const model of this.models) {
-      for (let block = first; block < Math.min(end, model.size); block++) {
+    this.models.forEach((model, i) => {
+      let used = 0;
+      for (let block = first - (first % place); block < model.size; block++) {
         const pair = block * 16 + model.layers[block];
-        if (model.layers[block] !== 0) wanted.set(pair, (wanted.get(pair) ?? 0) + 1);
+        if (model.layers[block] === 0) continue;
+        wanted.set(pair, (wanted.get(pair) ?? 0) + 1);
+        used++;
       }
-    }
-    assert(found.size === wanted.size, `the walk finds ${found.size} of ${wanted.size} pairs`);
+      assert(first !== 0 || sweep.used[i] === used, `${sweep.used[i]} blocks of device ${i} are in use, not ${used}`);
+    });
+    assert(found.size === wanted.size, `the sweep finds ${found.size} of ${wanted.size} pairs`);
     for (const [pair, trees] of wanted) assert(found.get(pair) === trees, 'each pair is found once, with the number of its trees');
   }
 
@@ -261,7 +267,7 @@ t.test('random operations with checkpoints, compactions, aborts and paging match
             subject.map.reclaim(random.below(10));
             break;
           case 4:
-            subject.verifyWalk();
+            subject.verifySweep();
             break;
           case 5:
             subject.verifyDiff();
