@@ -220,7 +220,7 @@ export class LinkSession implements FrameHandler {
       return;
     }
     this.beat();
-    if (this.begin.kind === 'dialer' && (this.phase as Phase) !== 'ended') this.ask();
+    if (this.begin.kind === 'dialer' && this.phase !== 'ended') this.ask();
   }
 
   // ---- comparing histories --------------------------------------------------------------------------------
