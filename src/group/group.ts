@@ -25,7 +25,7 @@ import { stateToStartFrom } from './content/leftovers.js';
 import { LocalService } from './localservice.js';
 import { appendOperation, overtaken, type Performed } from './operations/perform.js';
 import { Meter } from './operations/meter.js';
-import { journalDirectoryOf, openingOf, placeOf, removeFormer, type PlaceOptions } from './content/place.js';
+import { journalDirectoryOf, openAsFound, placeOf, removeFormer, type PlaceOptions } from './content/place.js';
 import { readRequest } from './requests/reads.js';
 import { MAX_REASON, type EpochOperation, type Operation } from './tree/record.js';
 import { RequestKind, type RequestTable } from './requests/requests.js';
@@ -102,10 +102,10 @@ export class Group implements ReplicatedGroup {
       group.opening(true, () => {
         const { groupId } = found;
         if (groupId === null) return;
-        const opening = openingOf(reactor, options, { ...found, groupId });
         group.retention.cursors.load(groupId);
-        if (opening === 'accepted') group.roles.accepting();
-        group.take(Content.open(reactor, { ...options, groupId }, { ...group.roles.known, opening }));
+        const opening = openAsFound(reactor, options, { ...found, groupId }, (how) => {
+          group.take(Content.open(reactor, { ...options, groupId }, group.roles.opening(how)));
+        });
         group.roles.started(group.content, group.position, opening);
         removeFormer(io, options, found);
         group.contentChanged();

@@ -87,11 +87,15 @@ export class Roles {
   }
 
   /**
-   * What state.json says of the journal's extent; before `started`. That the kernel is still the same proves nothing
-   * of it: a failed fsync may have dropped pages, and its note may have failed too.
+   * What state.json says of the journal's extent; before the content is opened in this way. That the kernel is still
+   * the same proves nothing of it: a failed fsync may have dropped pages, and its note may have failed too. Throws IoError.
    */
-  get known(): JournalExtent {
-    return { knownDurableLsn: this.state.cleanStop?.lsn ?? 0, suspect: this.state.bootId === JOURNAL_FAILED };
+  opening(opening: Opening): JournalExtent {
+    const extent = { opening, knownDurableLsn: this.state.cleanStop?.lsn ?? 0, suspect: this.state.bootId === JOURNAL_FAILED };
+    // Before the content of a volatile group is opened although it is unknown. From here on no start takes the journal
+    // for a continuation of what was, until an epoch says what happened.
+    if (opening === 'accepted') this.save({ cleanStop: null, bootId: ACCEPTING });
+    return extent;
   }
 
   /** Durable when it returns. Throws IoError. */
@@ -141,14 +145,6 @@ export class Roles {
       if (!(error instanceof IoError)) throw error;
       this.log.warn(`cannot note the clean stop, the next start will begin a new epoch: ${error.message}`);
     }
-  }
-
-  /**
-   * Before the content of a volatile group is opened although it is unknown. From here on no start takes the journal
-   * for a continuation of what was, until an epoch says what happened. Throws IoError.
-   */
-  accepting(): void {
-    this.save({ cleanStop: null, bootId: ACCEPTING });
   }
 
   /** A group of the primary's was made here. Durable when it returns; throws IoError. */

@@ -29,22 +29,28 @@ export const FORMAT_VERSION = 1;
 /*
  * Segment header, one 4 KiB block. Sector 0 is written when a segment is taken
  * into use; sector 1 (the durable mark) at most once a second after an
- * fdatasync. Sectors are atomic (crash assumption 1), so neither write can harm
- * the other.
+ * fdatasync; sector 2 when the next segment has been begun. Sectors are atomic
+ * (crash assumption 1), so no write can harm another.
  *
  *   0  u32 magic            4  u32 CRC32C of [8, 96)
  *   8  u32 version          12 u32 reserved
  *   16 16B group id         32 u64 serial, counts each use of any segment file
  *   40 u64 base LSN         48 u32 chain hi, 52 u32 chain lo: chain at the base LSN
- *   56 16B epoch id         72 u32 epoch number   76..95 zero
+ *   56 16B epoch id         72 u32 epoch number   76 u32 zero
+ *   80 u64 size of the file, bytes (0: not said)  88..95 zero
  *   512 u32 magic           516 u32 CRC32C of [520, 536)
  *   520 u64 serial          528 u64 durable LSN, of this node
+ *   1024 u32 magic          1028 u32 CRC32C of [1032, 1056)
+ *   1032 u64 serial         1040 u64 serial of the segment that follows
+ *   1048 u64 number in the name of its file
  */
 export const SEGMENT_HEADER_BYTES = BLOCK_BYTES;
 const SEGMENT_MAGIC = 0x53534b4c; // "LKSS"
 const MARK_MAGIC = 0x4d534b4c; // "LKSM"
+const NEXT_MAGIC = 0x4e534b4c; // "LKSN"
 const SEGMENT_CRC_END = 96;
 export const MARK_OFFSET = 512;
+export const NEXT_OFFSET = 1024;
 export const SECTOR_BYTES = 512;
 
 export interface SegmentHeader {
@@ -55,6 +61,15 @@ export interface SegmentHeader {
   readonly chainLo: number;
   readonly epochId: string;
   readonly epochNumber: number;
+  /** Of the file when it was taken into use, bytes; 0: not said. */
+  readonly bytes: number;
+}
+
+/** The segment that follows, as the one before it names it. */
+export interface NextSegment {
+  readonly serial: number;
+  /** Of its file: segment-000007 has 7. */
+  readonly number: number;
 }
 
 /** Writes sector 0 into bytes[at, at + 512). */
@@ -70,6 +85,7 @@ export function encodeSegmentHeader(bytes: Uint8Array, at: number, header: Segme
   view.setUint32(at + 52, header.chainLo, true);
   putHex(bytes, at + 56, header.epochId);
   view.setUint32(at + 72, header.epochNumber, true);
+  putU64(view, at + 80, header.bytes);
   view.setUint32(at + 4, crc32c(bytes, at + 8, at + SEGMENT_CRC_END), true);
 }
 
@@ -88,6 +104,7 @@ export function decodeSegmentHeader(bytes: Uint8Array, at: number): SegmentHeade
     chainLo: view.getUint32(at + 52, true),
     epochId: toHex(bytes, at + 56, at + 72),
     epochNumber: view.getUint32(at + 72, true),
+    bytes: getU64(view, at + 80),
   };
 }
 
@@ -107,6 +124,25 @@ export function decodeDurableMark(bytes: Uint8Array, at: number, serial: number)
   if (view.getUint32(at, true) !== MARK_MAGIC) return undefined;
   if (view.getUint32(at + 4, true) !== crc32c(bytes, at + 8, at + 24)) return undefined;
   return getU64(view, at + 8) === serial ? getU64(view, at + 16) : undefined;
+}
+
+/** Writes sector 2 into bytes[at, at + 512). */
+export function encodeNext(bytes: Uint8Array, at: number, serial: number, next: NextSegment): void {
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  bytes.fill(0, at, at + SECTOR_BYTES);
+  view.setUint32(at, NEXT_MAGIC, true);
+  putU64(view, at + 8, serial);
+  putU64(view, at + 16, next.serial);
+  putU64(view, at + 24, next.number);
+  view.setUint32(at + 4, crc32c(bytes, at + 8, at + 32), true);
+}
+
+/** The segment that sector 2 names as the one behind the segment's present use, or undefined. */
+export function decodeNext(bytes: Uint8Array, at: number, serial: number): NextSegment | undefined {
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  if (view.getUint32(at, true) !== NEXT_MAGIC) return undefined;
+  if (view.getUint32(at + 4, true) !== crc32c(bytes, at + 8, at + 32)) return undefined;
+  return getU64(view, at + 8) === serial ? { serial: getU64(view, at + 16), number: getU64(view, at + 24) } : undefined;
 }
 
 /*

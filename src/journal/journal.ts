@@ -28,6 +28,7 @@ import {
   batch, BATCH_HEADER_BYTES, BATCH_MAGIC, entry, ENTRY_BYTES, MAX_BATCH_RECORDS, MAX_HEADER_BYTES,
   MAX_MARKER_BYTES, RecordKind, usedHeaderBytes,
 } from './format.js';
+import { END_ARENA_BYTES, EndNote } from './endnote.js';
 import { SegmentPool } from './segments.js';
 
 /** A place in one history: equal positions, equal logs. */
@@ -57,10 +58,12 @@ const RESERVED_SEGMENTS = 1;
 const MARK_INTERVAL_US = 1_000_000;
 
 /** Arena bytes that a journal holds, its segment pool included. */
-export const JOURNAL_ARENA_BYTES = allocatedBytes(MAX_HEADER_BYTES) + allocatedBytes(MAX_MARKER_BYTES) + 2 * BLOCK_BYTES;
+export const JOURNAL_ARENA_BYTES = allocatedBytes(MAX_HEADER_BYTES) + allocatedBytes(MAX_MARKER_BYTES) + 2 * BLOCK_BYTES + END_ARENA_BYTES;
 
 export class Journal {
   readonly pool: SegmentPool;
+  /** Of a volatile journal: how far it goes. */
+  readonly end: EndNote | undefined;
   appendedLsn = 0;
   durableLsn = 0;
   chainHi = 0;
@@ -94,6 +97,7 @@ export class Journal {
 
   constructor(private readonly reactor: Reactor, readonly options: JournalOptions) {
     this.pool = new SegmentPool(reactor, options.directory, options.groupId, options.segmentBytes, options.maxSegments);
+    this.end = options.volatile === true ? new EndNote(reactor, options.directory, options.groupId) : undefined;
     this.header = reactor.arena.alloc(MAX_HEADER_BYTES);
     this.markerBuffer = reactor.arena.alloc(MAX_MARKER_BYTES);
     this.zeroBlock = reactor.arena.alloc(BLOCK_BYTES);
@@ -109,6 +113,7 @@ export class Journal {
     this.setPosition(position, position.lsn);
     const result = this.pool.begin({ baseLsn: position.lsn, chainHi: position.chainHi, chainLo: position.chainLo, epochId: epoch.id, epochNumber: epoch.number });
     if (result < 0) throw new IoError(-result, 'write journal segment', this.options.directory);
+    this.end?.place(position.lsn);
   }
 
   /** Sets where the next batch goes; recovery calls it once. */
@@ -276,8 +281,7 @@ export class Journal {
     this.batchAt = at;
     this.batchPayloadAt = -1;
     const result = this.append(at, used, headerBytes + this.payloadBytes, vectors);
-    this.count = 0;
-    this.payloadBytes = 0;
+    this.discard();
     return result;
   }
 
@@ -354,7 +358,6 @@ export class Journal {
   private append(at: number, used: number, bytes: number, vectors: number): number {
     const { io } = this.reactor;
     let segment = this.pool.current;
-    if (this.volatile) segment.dirty = false;
     if (bytes > this.pool.room(segment)) {
       assert(bytes <= this.pool.capacity, 'a batch larger than a segment');
       // begin() uses no vectors, so iov stays as it is.
@@ -363,11 +366,14 @@ export class Journal {
         epochId: batch.epochId(this.reactor.arena.u8, at), epochNumber: this.epochNumber,
       });
       if (begun < 0) return this.fail(begun, 'write the header of a journal segment');
+      segment.dirty &&= !this.volatile;
       segment = this.pool.current;
       this.pool.ensureSpare(RESERVED_SEGMENTS + 2);
     }
     const written = io.pwritev(segment.fd, vectors, this.pool.filePosition(segment, segment.endLsn));
     if (written !== bytes) return this.fail(written < 0 ? written : -5, 'append to the journal');
+    const noted = this.end?.move(this.appendedLsn + bytes) ?? 0;
+    if (noted < 0) return this.fail(noted, 'note how far the journal goes in');
     io.hash64(at, used, this.chainHi, this.chainLo, this.hashOut);
     this.chainHi = this.hashOut[0];
     this.chainLo = this.hashOut[1];
@@ -488,6 +494,7 @@ export class Journal {
     if (this.closed) return;
     this.closed = true;
     this.pool.close();
+    this.end?.close();
     for (const buffer of [this.header, this.markerBuffer, this.zeroBlock]) this.reactor.arena.release(buffer);
   }
 }

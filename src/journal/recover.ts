@@ -15,11 +15,14 @@
  *   damage                                                what recovery does
  *   batch below the durable LSN does not verify           CorruptionError with file, byte and LSN
  *   segment missing below the durable LSN                 CorruptionError
+ *   segment missing that the one before it names          CorruptionError: no crash takes a file away
+ *   file shorter than when it was taken into use          CorruptionError, if the journal ends in it
  *   batch above it does not verify                        ends the journal there, zeroes the rest
  *   segment begun, its header not on disk                 the journal ends before it; the file is free
  *   segment header damaged (sectors are never torn)       CorruptionError, if the segment continues the journal
- *   valid batches behind the torn one                     erased with the rest; CorruptionError when the page cache
- *                                                         survived, for then nothing can be torn before them
+ *   valid batches behind the torn one                     erased with the rest
+ *   volatile: ends below the note of its end, or no note  CorruptionError: in memory nothing is torn but a batch that
+ *                                                         nobody was told of
  *   power fails again during all this                     the next recovery does the same
  *
  * Every file is read, written and erased within its own size: the configured one
@@ -31,11 +34,13 @@
  * links have said what they need.
  */
 
-import { CorruptionError, IoError } from '../base/errors.js';
+import { IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { assert } from '../base/assert.js';
+import { JournalDamage } from './damage.js';
 import { batch, BATCH_MAGIC, checkBatchShape, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, SEGMENT_HEADER_BYTES, usedHeaderBytes } from './format.js';
 import type { Journal, Position } from './journal.js';
+import { segmentName } from './segments.js';
 import type { FoundSegment } from './segments.js';
 import type { Memory } from './verify.js';
 import { positionAfter, verifyHeader, verifyPayloads } from './verify.js';
@@ -63,7 +68,7 @@ export interface RecoverResult {
   readonly batches: number;
 }
 
-/** Reads the journal from `input.from` to its end and leaves it ready to append. Blocking; throws CorruptionError, IoError. */
+/** Reads the journal from `input.from` to its end and leaves it ready to append. Blocking; throws JournalDamage (a CorruptionError), IoError. */
 export function recoverJournal(memory: Memory, journal: Journal, input: RecoverInput): RecoverResult {
   const { arena } = memory;
   const { pool } = journal;
@@ -74,12 +79,17 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
   const out = new Uint32Array(2);
   let durable = input.durableLsn;
   for (const segment of found) durable = Math.max(durable, segment.durableMark);
+  if (journal.end !== undefined && input.until === undefined) {
+    const noted = journal.end.read();
+    if (typeof noted === 'string') throw new JournalDamage(journal.options.directory, 0, noted);
+    durable = Math.max(durable, noted);
+  }
 
   let position = input.from;
   let segment = firstSegment(found, position.lsn);
   if (segment === undefined) {
     const unreadable = found.filter((one) => one.header === undefined && !one.blank).map((one) => ` ${one.path}: ${one.why}.`);
-    throw new CorruptionError(journal.options.directory, 0, `no journal segment holds LSN ${position.lsn}; the oldest needed one is missing.${unreadable.join('')}`);
+    throw new JournalDamage(journal.options.directory, 0, `no journal segment holds LSN ${position.lsn}; the oldest needed one is missing.${unreadable.join('')}`);
   }
   const live: FoundSegment[] = [];
   let batches = 0;
@@ -135,17 +145,21 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
       }
       const headless = headlessNext(memory, found, position, window);
       if (headless !== undefined && !headless.blank) {
-        throw new CorruptionError(headless.path, 0, `${headless.why}, although the segment continues the journal at LSN ${position.lsn}`);
+        throw new JournalDamage(headless.path, 0, `${headless.why}, although the segment continues the journal at LSN ${position.lsn}`);
       }
       durable = Math.max(durable, durableBehind(memory, found, segment, headless, position.lsn, window, input));
+      const gone = missing(found, segment);
+      if (gone !== undefined) {
+        throw new JournalDamage(segment.path, pool.filePosition(segment, position.lsn), `the journal ends here, at LSN ${position.lsn}, and should not: ${gone}`);
+      }
       if (position.lsn < durable) {
-        throw new CorruptionError(segment.path, pool.filePosition(segment, position.lsn),
-          `${why} at LSN ${position.lsn}, although this node had made the journal durable up to LSN ${durable}`);
+        throw new JournalDamage(segment.path, pool.filePosition(segment, position.lsn),
+          `${why} at LSN ${position.lsn}, although ${journal.volatile ? 'it went on' : 'this node had made the journal durable up'} to LSN ${durable}`);
       }
       ended = true;
     }
     if (input.until !== undefined && (position.lsn !== input.until.lsn || position.chainHi !== input.until.chainHi || position.chainLo !== input.until.chainLo)) {
-      throw new CorruptionError(segment.path, pool.filePosition(segment, position.lsn),
+      throw new JournalDamage(segment.path, pool.filePosition(segment, position.lsn),
         `the journal ends at LSN ${position.lsn} where a rewind to LSN ${input.until.lsn} was asked for, or has another history there`);
     }
     return finish(memory, journal, found, live, segment, position, batches, window);
@@ -181,6 +195,14 @@ function nextSegment(found: FoundSegment[], segment: FoundSegment, position: Pos
     if (best === undefined || other.serial > best.serial) best = other;
   }
   return best;
+}
+
+/** What somebody must have taken away behind the end of the journal in `last`; no crash does. */
+function missing(found: readonly FoundSegment[], last: FoundSegment): string | undefined {
+  const { next } = last;
+  if (next !== undefined && !found.some((one) => one.number === next.number)) return `${segmentName(next.number)}, which continues it, is not there any more`;
+  const had = last.header?.bytes ?? 0;
+  return last.bytes < had ? `the file has been cut from ${had} to ${last.bytes} bytes` : undefined;
 }
 
 /** A segment without a readable header that begins with the batch that belongs at `position`. */
@@ -261,6 +283,8 @@ function leadsTo(memory: Memory, journal: Journal, segment: FoundSegment, next: 
 function finish(memory: Memory, journal: Journal, found: FoundSegment[], live: FoundSegment[], last: FoundSegment, end: Position, batches: number, window: number): RecoverResult {
   const { io, arena } = memory;
   const { pool } = journal;
+  // Before anything is erased, so that what a kill leaves is never less than what is noted.
+  journal.end?.place(end.lsn);
   const tailPos = pool.filePosition(last, end.lsn);
   let tornAt = 0;
   // Read before writing: a clean tail is zeros already, and then nothing needs to be written.
@@ -273,14 +297,14 @@ function finish(memory: Memory, journal: Journal, found: FoundSegment[], live: F
     const written = io.pwrite(last.fd, window, bytes, pos);
     if (written < 0) throw new IoError(-written, `erase the torn tail at byte ${pos} of`, last.path);
   }
-  live.unshift(...older(memory, journal, found, live[0], window));
-  for (const segment of found) {
-    if (live.includes(segment)) continue;
-    if (segment.header !== undefined && segment.baseLsn >= live[0].baseLsn) pool.wipe(segment);
-    pool.discard(segment);
-  }
+  pool.endsIn(last);
   const synced = io.fdatasync(last.fd);
   if (synced < 0) throw new IoError(-synced, 'fdatasync journal segment', last.path);
+  live.unshift(...older(memory, journal, found, live[0], window));
+  const rest = found.filter((segment) => !live.includes(segment));
+  for (const segment of rest) if (segment.header !== undefined && segment.baseLsn >= live[0].baseLsn) pool.wipe(segment);
+  // Files are removed when nothing that a recovery could follow names them any more.
+  for (const segment of rest) pool.discard(segment);
   for (const segment of live) {
     segment.dirty = false;
     pool.adopt(segment);

@@ -10,6 +10,16 @@
  * being written. A batch never spans two segments: what does not fit starts the
  * next one, and the rest of the old file has no LSNs.
  *
+ * Each live segment but the last names the file that follows it, so that a file
+ * which somebody took away is missed. No file is removed while a segment on the
+ * disk names it and recovery could end there.
+ *
+ *   step of beginning a segment         killed right after      power fails right after
+ *   1 its header is written             begun, without batches  its header is there or not: the journal ends before it
+ *   2 the one before names its file     the same                named, and its header is there or not: the same
+ *   3 its first batch is written        recovered               the same; torn, if the header is there
+ *   4 fdatasync of both files           recovered               recovered
+ *
  * The configuration may change between two starts. A file keeps the size that it
  * was made with for as long as it is live: what lies in it was placed by that
  * size. Only new files get the configured one; a file of another size, or one
@@ -17,16 +27,21 @@
  */
 
 import { assert } from '../base/assert.js';
-import { CorruptionError, IoError } from '../base/errors.js';
+import { IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable, O, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
-import { decodeDurableMark, decodeSegmentHeader, encodeDurableMark, encodeSegmentHeader, MARK_OFFSET, SECTOR_BYTES, SEGMENT_HEADER_BYTES } from './format.js';
-import type { SegmentHeader } from './format.js';
+import { JournalDamage } from './damage.js';
+import {
+  decodeDurableMark, decodeNext, decodeSegmentHeader, encodeDurableMark, encodeNext, encodeSegmentHeader, MARK_OFFSET, NEXT_OFFSET, SECTOR_BYTES, SEGMENT_HEADER_BYTES,
+} from './format.js';
+import type { NextSegment, SegmentHeader } from './format.js';
 
 export interface Segment {
   readonly fd: number;
   readonly path: string;
+  /** In the name of its file. */
+  readonly number: number;
   /** Size of its file in whole blocks: where its batches end, whatever is configured now. */
   readonly bytes: number;
   /** Counts every use of any segment file of this journal; orders the live ones. */
@@ -49,10 +64,17 @@ export interface FoundSegment extends Segment {
   /** The header is all zeros: never used, or erased, or begun without its header having reached the disk. */
   blank: boolean;
   durableMark: number;
+  /** What it says of the segment behind it. */
+  next: NextSegment | undefined;
 }
 
 /** Names of segment files. */
 export const SEGMENT_NAME = /^segment-(\d{6})$/;
+
+export function segmentName(number: number): string {
+  return `segment-${String(number).padStart(6, '0')}`;
+}
+
 /** So many files are made whatever their sizes sum up to: one is written to, and writing can go on while others are being freed. */
 const LEAST_FILES = 4;
 /** A file too many is removed only while so many are free: one for data and the one that is reserved for markers. */
@@ -121,7 +143,8 @@ export class SegmentPool {
       const path = `${this.directory}/${name}`;
       const fd = io.open(path, O.RDWR | O.CLOEXEC, 0);
       if (fd < 0) throw new IoError(-fd, 'open journal segment', path);
-      this.nextNumber = Math.max(this.nextNumber, Number(match[1]) + 1);
+      const number = Number(match[1]);
+      this.nextNumber = Math.max(this.nextNumber, number + 1);
       const size = io.stat(fd).size;
       const bytes = size - (size % BLOCK_BYTES);
       this.total++;
@@ -133,21 +156,24 @@ export class SegmentPool {
       io.adviseDontNeed(fd, 0, 0);
       const read = io.pread(fd, this.scratch, BLOCK_BYTES, 0);
       if (read < 0) throw new IoError(-read, 'read journal segment', path);
+      // A file that is shorter ends in zeros, not in what was read before.
+      arena.u8.fill(0, this.scratch + read, this.scratch + BLOCK_BYTES);
       const header = decodeSegmentHeader(arena.u8, this.scratch);
       const segment: FoundSegment = {
-        fd, path, bytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: true, holds: 0, header: undefined, why: '', blank: false, durableMark: 0,
+        fd, path, number, bytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: true, holds: 0, header: undefined, why: '', blank: false, durableMark: 0, next: undefined,
       };
       if (typeof header === 'string') {
         segment.why = header;
         segment.blank = arena.u8.subarray(this.scratch, this.scratch + SECTOR_BYTES).every((byte) => byte === 0);
       } else if (header.groupId !== this.groupId) {
-        throw new CorruptionError(path, 0, `this segment belongs to group ${header.groupId}, not to ${this.groupId}`);
+        throw new JournalDamage(path, 0, `this segment belongs to group ${header.groupId}, not to ${this.groupId}`);
       } else {
         segment.header = header;
         segment.serial = header.serial;
         segment.baseLsn = header.baseLsn;
         segment.endLsn = header.baseLsn;
         segment.durableMark = decodeDurableMark(arena.u8, this.scratch + MARK_OFFSET, header.serial) ?? 0;
+        segment.next = decodeNext(arena.u8, this.scratch + NEXT_OFFSET, header.serial);
         this.nextSerial = Math.max(this.nextSerial, header.serial + 1);
       }
       found.push(segment);
@@ -212,19 +238,27 @@ export class SegmentPool {
   }
 
   /**
-   * Takes a free segment into use at `header.baseLsn`. Its header is in the
-   * page cache only; the fdatasync that makes its first batch durable covers it.
-   * Returns −errno on a failed write.
+   * Takes a free segment into use at `header.baseLsn`, and has the one before
+   * name it. Both are in the page cache only; the fdatasync that makes its first
+   * batch durable covers both. Returns −errno on a failed write.
    */
-  begin(header: Omit<SegmentHeader, 'serial' | 'groupId'>): number {
+  begin(header: Omit<SegmentHeader, 'serial' | 'groupId' | 'bytes'>): number {
     const { io, arena } = this.reactor;
     const segment = this.free.shift();
     assert(segment !== undefined, 'begin() without a free segment');
     segment.serial = this.nextSerial++;
-    encodeSegmentHeader(arena.u8, this.scratch, { ...header, groupId: this.groupId, serial: segment.serial });
-    encodeDurableMark(arena.u8, this.scratch + SECTOR_BYTES, 0, 0);
-    const written = io.pwrite(segment.fd, this.scratch, 2 * SECTOR_BYTES, 0);
+    encodeSegmentHeader(arena.u8, this.scratch, { ...header, groupId: this.groupId, serial: segment.serial, bytes: segment.bytes });
+    encodeDurableMark(arena.u8, this.scratch + MARK_OFFSET, 0, 0);
+    arena.u8.fill(0, this.scratch + NEXT_OFFSET, this.scratch + NEXT_OFFSET + SECTOR_BYTES);
+    const written = io.pwrite(segment.fd, this.scratch, NEXT_OFFSET + SECTOR_BYTES, 0);
     if (written < 0) return written;
+    if (this.live.length > 0) {
+      const before = this.current;
+      encodeNext(arena.u8, this.scratch, before.serial, { serial: segment.serial, number: segment.number });
+      before.dirty = true;
+      const named = io.pwrite(before.fd, this.scratch, SECTOR_BYTES, NEXT_OFFSET);
+      if (named < 0) return named;
+    }
     segment.baseLsn = header.baseLsn;
     segment.endLsn = header.baseLsn;
     segment.dirty = true;
@@ -239,6 +273,16 @@ export class SegmentPool {
     encodeDurableMark(arena.u8, this.scratch, this.current.serial, durableLsn);
     this.current.dirty = true;
     return io.pwrite(this.current.fd, this.scratch, SECTOR_BYTES, MARK_OFFSET);
+  }
+
+  /** The journal ends in a scanned segment that names another behind it: it does not any more. In the page cache; throws IoError. */
+  endsIn(segment: FoundSegment): void {
+    if (segment.next === undefined) return;
+    const { io, arena } = this.reactor;
+    arena.u8.fill(0, this.scratch, this.scratch + SECTOR_BYTES);
+    const result = io.pwrite(segment.fd, this.scratch, SECTOR_BYTES, NEXT_OFFSET);
+    if (result < 0) throw new IoError(-result, 'write the header of journal segment', segment.path);
+    segment.next = undefined;
   }
 
   /** A helper reads from a segment, or syncs one: its descriptor must stay open. */
@@ -305,7 +349,7 @@ export class SegmentPool {
   /** Creates a segment now, blocking; for opening a group. */
   createNow(): void {
     const { io } = this.reactor;
-    const { fd, path } = this.openNew();
+    const { fd, path, number } = this.openNew();
     // Also for a new epoch, while clients use the arena: then in smaller steps.
     const own = this.reactor.arena.alloc(64 * 1024);
     const zeros = own >= 0 ? own : this.scratch;
@@ -324,14 +368,14 @@ export class SegmentPool {
     }
     this.total++;
     this.totalBytes += this.segmentBytes;
-    this.free.push({ fd, path, bytes: this.segmentBytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
+    this.free.push({ fd, path, number, bytes: this.segmentBytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
   }
 
   /** Starts creating a segment on a helper when few are free and the limit allows one more. */
   ensureSpare(spare: number): void {
     if (this.creating || this.closed || this.free.length >= spare || !this.mayCreate) return;
     const { io } = this.reactor;
-    let opened: { fd: number; path: string };
+    let opened: ReturnType<SegmentPool['openNew']>;
     try {
       opened = this.openNew();
     } catch (error) {
@@ -339,7 +383,7 @@ export class SegmentPool {
       this.onCreated(error.message);
       return;
     }
-    const { fd, path } = opened;
+    const { fd, path, number } = opened;
     const directory = io.open(this.directory, O.RDONLY | O.DIRECTORY | O.CLOEXEC, 0);
     if (directory < 0) {
       io.close(fd);
@@ -366,7 +410,7 @@ export class SegmentPool {
         }
         return;
       }
-      this.free.push({ fd, path, bytes: this.segmentBytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
+      this.free.push({ fd, path, number, bytes: this.segmentBytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
       this.onCreated(undefined);
     });
   }
@@ -385,10 +429,11 @@ export class SegmentPool {
     return this.total < Math.min(LEAST_FILES, this.maxSegments) || this.totalBytes + this.segmentBytes <= this.maxSegments * this.segmentBytes;
   }
 
-  private openNew(): { fd: number; path: string } {
-    const path = `${this.directory}/segment-${String(this.nextNumber++).padStart(6, '0')}`;
+  private openNew(): { fd: number; path: string; number: number } {
+    const number = this.nextNumber++;
+    const path = `${this.directory}/${segmentName(number)}`;
     const fd = this.reactor.io.open(path, O.RDWR | O.CREAT | O.TRUNC | O.CLOEXEC, 0o600);
     if (fd < 0) throw new IoError(-fd, 'create journal segment', path);
-    return { fd, path };
+    return { fd, path, number };
   }
 }

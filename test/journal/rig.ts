@@ -37,6 +37,8 @@ export class JournalRig {
   reactor!: Reactor;
   journal!: Journal;
   readonly known: Known[] = [];
+  /** From the next start on. */
+  inMemory = false;
   private fill = 1;
 
   /** `maxSegments` and `segmentBytes` may be changed between two starts, as by a configuration. */
@@ -46,8 +48,9 @@ export class JournalRig {
     this.node.disk.makeDirectories(DIRECTORY);
   }
 
-  static created(seed: number, maxSegments?: number): JournalRig {
+  static created(seed: number, maxSegments?: number, inMemory = false): JournalRig {
     const rig = new JournalRig(seed, maxSegments);
+    rig.inMemory = inMemory;
     rig.create();
     return rig;
   }
@@ -62,7 +65,7 @@ export class JournalRig {
     const io = this.node.start();
     this.reactor = new Reactor(io, new Arena(io));
     this.journal = new Journal(this.reactor, {
-      directory: DIRECTORY, groupId: GROUP_ID, segmentBytes: this.segmentBytes, maxSegments: this.maxSegments, syncBytes: 1 << 30, syncUs: 1e9, maxBatchPayload: 32 * KIB,
+      directory: DIRECTORY, groupId: GROUP_ID, segmentBytes: this.segmentBytes, maxSegments: this.maxSegments, syncBytes: 1 << 30, syncUs: 1e9, maxBatchPayload: 32 * KIB, volatile: this.inMemory,
     });
     this.node.step = () => this.reactor.step(-1);
   }

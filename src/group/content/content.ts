@@ -45,7 +45,7 @@ import type { CoreState } from './core.js';
 import { CacheReads } from './caching.js';
 import { FINAL_ARENA_BYTES, FINAL_FILE, FinalNote } from './finalnote.js';
 import { withKept } from './kept.js';
-import { claim, journalDirectoryOf, removeSegments } from './place.js';
+import { claim, journalDirectoryOf, removeJournal } from './place.js';
 import type { Opening, PlaceOptions } from './place.js';
 import type { EpochEntry } from '../tree/epochs.js';
 import { Sizes } from './sizes.js';
@@ -282,7 +282,7 @@ export class Content {
   /** Without a journal: the checkpoint has everything below `at`, and the history goes on from there. */
   private beginAnew(at: Position): void {
     const { journal, core } = this;
-    removeSegments(this.reactor.io, journal.options.directory);
+    removeJournal(this.reactor.io, journal.options.directory);
     // A round that was noted and then not written: what will stand above may be undone again.
     must(this.final.setNow(Math.min(this.final.lsn, at.lsn)), 'note how far the layers are written in', this.options.directory);
     journal.create(at, core.epoch ?? { number: 0, id: '0'.repeat(32) });
@@ -457,7 +457,7 @@ function removeLeftovers(reactor: Reactor, options: ContentOptions): void {
   const { io } = reactor;
   const { directory } = options;
   for (const name of ['checkpoint-0', 'checkpoint-1', FINAL_FILE]) io.unlink(`${directory}/${name}`);
-  removeSegments(io, journalDirectoryOf(options));
+  removeJournal(io, journalDirectoryOf(options));
   for (const name of io.list(`${directory}/layers`)) must(io.unlink(`${directory}/layers/${name}`), 'remove', `${directory}/layers/${name}`);
 }
 

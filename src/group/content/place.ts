@@ -7,8 +7,9 @@
  *
  *   the journal is          was stopped        start
  *   durable, where it was   in any way         from the journal
- *   volatile, same boot     in any way         from the journal, if it is there
- *   volatile, lost          cleanly            anew, at the position of the checkpoint
+ *   volatile, same boot     in any way         from the journal, if it is there, and whole
+ *   volatile, lost, or a    cleanly            anew, at the position of the checkpoint
+ *     part of it
  *   volatile, lost          in another way     refused: the data are unknown. A primary may be told to accept them
  *   moved, or of the other  cleanly            from the journal if it was moved along (durable only); anew if
  *   kind than before                           the checkpoint has everything; else refused
@@ -21,10 +22,13 @@ import { SCRATCH_BYTES, SCRATCH_OFFSET } from '../../io/arena.js';
 import type { Io } from '../../io/io.js';
 import { O } from '../../io/io.js';
 import type { Reactor } from '../../io/reactor.js';
+import { JournalDamage } from '../../journal/damage.js';
+import { removeEnd } from '../../journal/endnote.js';
 import { decodeSegmentHeader } from '../../journal/format.js';
 import type { Position } from '../../journal/journal.js';
 import { SEGMENT_NAME } from '../../journal/segments.js';
 import { findSlot } from '../../store/slot.js';
+import type { SlotBody } from '../../store/slot.js';
 import type { StateFile } from './statefile.js';
 
 /** Kept in state.json where it is not the usual one. */
@@ -120,6 +124,7 @@ function holds(reactor: Reactor, options: PlaceOptions, groupId: string, lsn: nu
   for (const name of segmentsIn(io, directory)) {
     const path = `${directory}/${name}`;
     const fd = must(io.open(path, O.RDONLY | O.CLOEXEC, 0), 'open journal segment', path);
+    arena.u8.fill(0, SCRATCH_OFFSET, SCRATCH_OFFSET + SCRATCH_BYTES);
     const read = io.pread(fd, SCRATCH_OFFSET, SCRATCH_BYTES, 0);
     io.close(fd);
     must(read, 'read journal segment', path);
@@ -133,8 +138,9 @@ function holds(reactor: Reactor, options: PlaceOptions, groupId: string, lsn: nu
   return held;
 }
 
-/** Removes the segments in `directory`. Blocking; throws IoError. */
-export function removeSegments(io: Io, directory: string): void {
+/** Removes the journal in `directory`. Blocking; throws IoError. */
+export function removeJournal(io: Io, directory: string): void {
+  removeEnd(io, directory);
   for (const name of segmentsIn(io, directory)) must(io.unlink(`${directory}/${name}`), 'remove', `${directory}/${name}`);
 }
 
@@ -142,7 +148,7 @@ export function removeSegments(io: Io, directory: string): void {
 export function removeFormer(io: Io, options: PlaceOptions, state: StateFile): void {
   const { directory } = formerPlace(options, state);
   if (directory === journalDirectoryOf(options)) return;
-  removeSegments(io, directory);
+  removeJournal(io, directory);
   const owner = io.unlink(`${directory}/${OWNER}`);
   if (owner !== -Errno.ENOENT) must(owner, 'remove', `${directory}/${OWNER}`);
 }
@@ -158,30 +164,67 @@ function same(a: Position, b: Position): boolean {
 }
 
 /**
+ * Decides how the group is opened and has `open` do it; again, when that finds that a part of a volatile journal is
+ * missing. Returns how it was opened in the end. Throws OperatorError with the sentence of a refusal; what `open` throws.
+ */
+export function openAsFound(reactor: Reactor, options: PlaceOptions, state: StateFile & { groupId: string }, open: (opening: Opening) => void): Opening {
+  const opening = openingOf(reactor, options, state);
+  try {
+    open(opening);
+    return opening;
+  } catch (error) {
+    if (opening !== 'journal' || options.journal.volatile !== true || !(error instanceof JournalDamage) || !isOfJournal(options, error.file)) throw error;
+    const instead = openingWithout(options, state, checkpointOf(reactor, options), `is not whole any more (${error.message})`);
+    open(instead);
+    return instead;
+  }
+}
+
+/** Not of the local journal, which lies on the disk like the maps. */
+function isOfJournal(options: PlaceOptions, file: string): boolean {
+  const directory = journalDirectoryOf(options);
+  return file === directory || file.slice(0, file.lastIndexOf('/')) === directory;
+}
+
+function checkpointOf(reactor: Reactor, options: PlaceOptions): SlotBody {
+  const slot = findSlot(reactor.io, options.directory)?.slot.body;
+  if (slot === undefined) throw new CorruptionError(`${options.directory}/checkpoint-0`, 0, 'there is no checkpoint, although the group was created');
+  return slot;
+}
+
+/** The disk holds the group as it was when it was stopped, and needs no journal for it. */
+function isSettled(state: StateFile, slot: SlotBody): boolean {
+  return state.cleanStop !== null && same(state.cleanStop, slot.at) && same(slot.at, slot.lowWater);
+}
+
+/**
  * Decides how the group is opened; nothing is written. Throws OperatorError with the sentence of a refusal,
  * CorruptionError, IoError.
  */
-export function openingOf(reactor: Reactor, options: PlaceOptions, state: StateFile & { groupId: string }): Opening {
+function openingOf(reactor: Reactor, options: PlaceOptions, state: StateFile & { groupId: string }): Opening {
   const former = formerPlace(options, state);
   const now: Place = { volatile: options.journal.volatile === true, directory: journalDirectoryOf(options) };
   const moved = former.volatile !== now.volatile || former.directory !== now.directory;
   if (!moved && !now.volatile) return 'journal';
-  const slot = findSlot(reactor.io, options.directory)?.slot.body;
-  if (slot === undefined) throw new CorruptionError(`${options.directory}/checkpoint-0`, 0, 'there is no checkpoint, although the group was created');
+  const slot = checkpointOf(reactor, options);
   const stop = state.cleanStop;
-  /** The disk holds the group as it was when it was stopped, and needs no journal for it. */
-  const settled = stop !== null && same(stop, slot.at) && same(slot.at, slot.lowWater);
   const there = holds(reactor, options, state.groupId, slot.lowWater.lsn);
   if (moved) {
     if (stop !== null && there && !now.volatile && !former.volatile) return 'journal';
-    if (settled) return 'anew';
+    if (isSettled(state, slot)) return 'anew';
     refuse('moved', movedSentence(options, former, now, stop !== null));
   }
   const sameBoot = state.bootId === options.bootId;
   if (sameBoot && there) return 'journal';
-  if (settled) return 'anew';
+  const why = sameBoot ? `is not there any more (${journalDirectoryOf(options)})` : 'is lost: the machine was started anew since';
+  return openingWithout(options, state, slot, why);
+}
+
+/** How a group is opened whose volatile journal cannot be used; `why` says so. Throws OperatorError. */
+function openingWithout(options: PlaceOptions, state: StateFile, slot: SlotBody, why: string): Opening {
+  if (isSettled(state, slot)) return 'anew';
   if (state.role === 'primary' && options.acceptedLsn === slot.at.lsn) return 'accepted';
-  return refuse('lost', lostSentence(options, state, sameBoot, slot.at.lsn));
+  return refuse('lost', lostSentence(options, state, why, slot.at.lsn));
 }
 
 function kindOf(place: Place): string {
@@ -196,8 +239,7 @@ function movedSentence(options: PlaceOptions, former: Place, now: Place, clean: 
   return `${what}, and holds what is not in the layers' files yet: ${along}${back}, start, and when nothing writes any more: lockstep flush ${options.name} --up-to checkpoint, then stop with SIGTERM and change it`;
 }
 
-function lostSentence(options: PlaceOptions, state: StateFile, sameBoot: boolean, lsn: number): string {
-  const why = sameBoot ? `is not there any more (${journalDirectoryOf(options)})` : 'is lost: the machine was started anew since';
+function lostSentence(options: PlaceOptions, state: StateFile, why: string, lsn: number): string {
   const what =
     `group ${options.name}: its volatile journal ${why}, and the group was not stopped cleanly before. Its data are unknown: blocks may have been overwritten after ` +
     `the last checkpoint (LSN ${lsn}), so the disk holds no state that ever was`;

@@ -261,6 +261,8 @@ export class LocalJournal {
     const fd = must(io.open(path, O.RDONLY | O.CLOEXEC, 0), 'open local journal segment', path);
     const at = arena.alloc(BLOCK_BYTES);
     must(at < 0 ? -Errno.ENOMEM : 0, 'find memory to look at', path);
+    // The file may be shorter: its creation was cut off.
+    arena.u8.fill(0, at, at + BLOCK_BYTES);
     const read = io.pread(fd, at, BLOCK_BYTES, 0);
     const blank = arena.u8.subarray(at, at + BLOCK_BYTES).every((byte) => byte === 0);
     arena.release(at);

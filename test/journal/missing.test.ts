@@ -1,0 +1,224 @@
+/**
+ * Files of a journal that somebody removed, cut or exchanged while the daemon
+ * was down: noticed, and never taken for the end. And kills and power losses at
+ * every step of beginning a segment, of which nothing is noticed.
+ */
+import t from 'tap';
+import { CorruptionError } from '../../src/base/errors.js';
+import { KIB } from '../../src/base/units.js';
+import { O } from '../../src/io/io.js';
+import type { CrashKind } from '../sim/world.js';
+import { DIRECTORY, JournalRig } from './rig.js';
+
+const END = `${DIRECTORY}/end`;
+const BUFFER = 16 * KIB;
+
+/** Three segments: batches 0 to 2, 3 to 5, 6 to 9; nothing was made durable. */
+function build(inMemory: boolean): JournalRig {
+  const rig = JournalRig.created(60, undefined, inMemory);
+  rig.grow(2);
+  for (let i = 0; i < 10; i++) rig.append(i === 3 ? 4 : 3 - (i % 2));
+  return rig;
+}
+
+/** What recovery says, or where it ends. */
+function outcome(rig: JournalRig): string | number {
+  try {
+    return rig.recover().end.lsn;
+  } catch (error) {
+    if (error instanceof CorruptionError) return error.message;
+    throw error;
+  } finally {
+    rig.node.stop();
+  }
+}
+
+function write(rig: JournalRig, path: string, bytes: Uint8Array): void {
+  const io = rig.node.start();
+  const fd = io.open(path, O.RDWR | O.CREAT | O.TRUNC, 0o600);
+  for (let pos = 0; pos < bytes.length; pos += BUFFER) {
+    const piece = bytes.subarray(pos, pos + BUFFER);
+    new Uint8Array(io.memory).set(piece, BUFFER);
+    io.pwrite(fd, BUFFER, piece.length, pos);
+  }
+  io.close(fd);
+  rig.node.stop();
+}
+
+function whole(rig: JournalRig, path: string): Uint8Array {
+  return rig.node.disk.peek(path, 0, rig.node.disk.file(path).size);
+}
+
+for (const inMemory of [false, true]) {
+  const kind = inMemory ? 'a volatile' : 'a durable';
+
+  t.test(`${kind} journal whose segment files were removed or renamed is not recovered, whichever they are`, async (t) => {
+    for (const gone of [[8], [4], [0], [4, 8], [0, 4]]) {
+      const rig = build(inMemory);
+      rig.crash('kill');
+      for (const i of gone) rig.node.disk.rename(rig.known[i].path, `${DIRECTORY}/away-${i}`);
+      const found = outcome(rig);
+      t.type(found, 'string', `the files of batches ${gone.join(', ')}`);
+      if (gone[0] === 8) t.match(found, /segment-000003, which continues it, is not there any more/);
+      for (const i of gone) rig.node.disk.rename(`${DIRECTORY}/away-${i}`, rig.known[i].path);
+      t.equal(outcome(rig), rig.known[9].after.lsn, 'nothing was changed meanwhile');
+      rig.dispose();
+    }
+  });
+
+  t.test(`${kind} journal follows a segment file under another number`, async (t) => {
+    const rig = build(inMemory);
+    t.teardown(() => rig.dispose());
+    rig.crash('kill');
+    rig.node.disk.rename(rig.known[8].path, `${DIRECTORY}/segment-000077`);
+    t.equal(outcome(rig), rig.known[9].after.lsn);
+  });
+
+  t.test(`${kind} journal whose files were cut is not recovered, unless nothing was in what is missing`, async (t) => {
+    for (const i of [1, 5, 9]) {
+      for (const blocks of [0, 1, 2]) {
+        const rig = build(inMemory);
+        rig.crash('kill');
+        const { path, pos } = rig.known[i];
+        const bytes = whole(rig, path);
+        write(rig, path, bytes.subarray(0, blocks === 0 ? 100 : blocks === 1 ? pos : pos + 5000));
+        const found = outcome(rig);
+        t.type(found, 'string', `at batch ${i}, ${blocks}`);
+        if (blocks > 0) t.match(found, /the file has been cut from 65536 to \d+ bytes/);
+        write(rig, path, bytes);
+        t.equal(outcome(rig), rig.known[9].after.lsn);
+        rig.dispose();
+      }
+    }
+  });
+
+  t.test(`${kind} journal: a segment that is begun while the process is killed or loses power at any step`, async (t) => {
+    for (const crash of inMemory ? ['kill'] as const : ['kill', 'power'] as CrashKind[]) {
+      let begun = 0;
+      for (let fuse = 1; fuse < 14; fuse++) {
+        for (let seed = 0; seed < (crash === 'kill' ? 1 : 10); seed++) {
+          const rig = JournalRig.created(700 + seed, undefined, inMemory);
+          rig.grow(2);
+          rig.append(4);
+          rig.append(4);
+          rig.sync();
+          const durable = rig.journal.durableLsn;
+          rig.append(4);
+          rig.node.disk.faults.fuse = fuse;
+          rig.node.fuseKind = crash;
+          rig.node.attempt(() => {
+            rig.append(4);
+            rig.sync();
+            rig.append(1);
+          });
+          if (rig.node.alive) rig.crash(crash);
+          const least = crash === 'power' ? durable : rig.known.at(-1)!.after.lsn;
+          const found = outcome(rig);
+          if (typeof found === 'string' || found < least) t.fail(`${crash} at step ${fuse}: ${found}, at least ${least}`);
+          else t.equal(outcome(rig), found, 'and again');
+          if (typeof found === 'number' && found > rig.known[2].after.lsn) begun++;
+          rig.dispose();
+        }
+      }
+      t.ok(begun > 0, 'some got so far');
+    }
+  });
+
+  t.test(`${kind} journal that is taken back, killed at any step of it: the next start finds a prefix`, async (t) => {
+    let steps = 0;
+    for (const to of [2, 4, 7]) {
+      for (let fuse = 1; fuse < 40; fuse++) {
+        const rig = build(inMemory);
+        rig.crash('kill');
+        rig.node.disk.faults.fuse = fuse;
+        rig.node.fuseKind = 'kill';
+        let done = false;
+        rig.node.attempt(() => {
+          rig.recover(undefined, { until: rig.known[to].before });
+          done = true;
+        });
+        if (rig.node.alive) rig.crash('kill');
+        rig.node.disk.faults.fuse = 0;
+        const found = outcome(rig);
+        const boundary = rig.known.some((one) => one.before.lsn === found || one.after.lsn === found);
+        if (!boundary || (found as number) < rig.known[to].before.lsn) t.fail(`taken back to batch ${to}, killed at step ${fuse}: ${found}`);
+        if (done) t.equal(found, rig.known[to].before.lsn);
+        else steps++;
+        rig.dispose();
+        if (done) break;
+      }
+    }
+    t.ok(steps > 20, `killed at ${steps} steps`);
+  });
+}
+
+t.test('a volatile journal misses what an older copy of a file lacks, and what was overwritten with zeros', async (t) => {
+  for (const how of ['older', 'zeros'] as const) {
+    const rig = JournalRig.created(61, undefined, true);
+    t.teardown(() => rig.dispose());
+    rig.append(2);
+    const { path } = rig.append(2);
+    const copy = whole(rig, path);
+    rig.append(3);
+    rig.crash('kill');
+    const bytes = whole(rig, path);
+    if (how === 'older') write(rig, path, copy);
+    else write(rig, path, bytes.map((byte, at) => (at < rig.known[2].pos ? byte : 0)));
+    t.match(outcome(rig), /no batch \(wrong magic\) at LSN \d+, although it went on to LSN \d+/, how);
+    write(rig, path, bytes);
+    t.equal(outcome(rig), rig.known[2].after.lsn);
+  }
+});
+
+t.test('a volatile journal without a note of its end, or with a damaged one, is not recovered', async (t) => {
+  const rig = build(true);
+  t.teardown(() => rig.dispose());
+  rig.crash('kill');
+  rig.node.disk.corrupt(END, 33, 1);
+  t.match(outcome(rig), /end cannot be read/);
+  rig.node.disk.unlink(END);
+  t.match(outcome(rig), /\/journal\/end, which says how far the journal goes, is not there/);
+});
+
+t.test('a batch that was cut off by a kill in a volatile journal is no loss', async (t) => {
+  const rig = build(true);
+  t.teardown(() => rig.dispose());
+  const { before, path, pos } = rig.known[9];
+  const end = whole(rig, END);
+  rig.crash('kill');
+  // As a kill in the middle of the write leaves it: half of the batch, and the note of the one before.
+  rig.node.disk.corrupt(path, pos + 4096 + 10, 100);
+  new DataView(end.buffer, end.byteOffset).setUint32(32, before.lsn, true);
+  const { crc32c } = await import('../../src/base/crc32c.js');
+  new DataView(end.buffer, end.byteOffset).setUint32(4, crc32c(end, 8, 40), true);
+  write(rig, END, end);
+  t.equal(outcome(rig), before.lsn);
+});
+
+t.test('a file that a recovery has no use for is removed, and nobody misses it', async (t) => {
+  const rig = build(false);
+  t.teardown(() => rig.dispose());
+  rig.crash('kill');
+  // Files of another size are removed as they become free.
+  rig.segmentBytes *= 2;
+  rig.recover(undefined, { until: rig.known[6].before });
+  t.notOk(rig.node.disk.paths(DIRECTORY).includes(rig.known[8].path));
+  rig.crash('kill');
+  t.equal(outcome(rig), rig.known[6].before.lsn);
+});
+
+t.test('a durable segment is missed after a power loss, too', async (t) => {
+  for (let seed = 800; seed < 820; seed++) {
+    const rig = JournalRig.created(seed);
+    for (let i = 0; i < 3; i++) rig.append(3);
+    rig.sync();
+    rig.append(3);
+    const { path } = rig.known[3];
+    if (path === rig.known[2].path) throw new Error('no segment was begun');
+    rig.sync();
+    rig.crash('power');
+    rig.node.disk.unlink(path);
+    t.match(outcome(rig), /which continues it, is not there any more/, `seed ${seed}`);
+    rig.dispose();
+  }
+});
