@@ -35,7 +35,7 @@ interface Options {
 }
 
 /** Runs to the end and returns the exit code. */
-export async function main(argv: readonly string[]): Promise<number> {
+async function main(argv: readonly string[]): Promise<number> {
   const program = new Command('lockstepd')
     .description('Serves replicated block devices over NBD.')
     .option('-c, --config <file>', 'the configuration, JSON')

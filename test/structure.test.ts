@@ -1,4 +1,7 @@
-/** Holds the layout, the import table and the file limit of DESIGN §10, and that no two files know each other. */
+/**
+ * Holds the layout, the import table and the file limit of DESIGN §10, that no two
+ * files import each other, and that nothing is exported for nobody.
+ */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, relative, resolve, sep } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -153,6 +156,38 @@ t.test('no file imports, of types too, what imports it', async (t) => {
   const graph = (...edges: string[]): Import[] => edges.map((edge) => ({ from: edge[0], file: edge[1], specifier: '' }));
   t.equal(cycleOf(graph('ab', 'ac', 'bc')), undefined);
   t.strictSame(cycleOf(graph('ab', 'bc', 'cb')), ['b', 'c', 'b']);
+});
+
+const NAMED = /(?:import|export)\s+(?:type\s+)?\{([^}]*)\}\s+from\s+['"](\.[^'"]+)['"]/g;
+const WHOLE = /(?:import|export)\s*\*[^'"]*from\s+['"](\.[^'"]+)['"]|\bimport\(\s*['"](\.[^'"]+)['"]/g;
+const EXPORTED = /^export (?:abstract )?(?:async )?(?:const|let|function\*?|class|enum) (\w+)/gm;
+
+/** What is exported from `exporters` as a value and named by no other file. (A type may stand in the signature of what is exported.) */
+function unusedExports(exporters: readonly string[], users: readonly string[], textOf: (file: string) => string): string[] {
+  const used = new Set<string>();
+  for (const file of users) {
+    const target = (specifier: string): string => relative(ROOT, resolve(ROOT, dirname(file), specifier)).replace(/\.js$/, '.ts');
+    const text = textOf(file);
+    for (const [, names, specifier] of text.matchAll(NAMED)) {
+      for (const name of names.split(',')) used.add(`${target(specifier)} ${name.trim().replace(/^type /, '').replace(/ as .*/, '')}`);
+    }
+    for (const [, all, late] of text.matchAll(WHOLE)) used.add(`${target(all ?? late)} *`);
+  }
+  return exporters.flatMap((file) => [...textOf(file).matchAll(EXPORTED)]
+    .map(([, name]) => `${file} ${name}`)
+    .filter((one) => !used.has(one) && !used.has(`${file} *`)));
+}
+
+t.test('what src exports is used by another file', async (t) => {
+  const sources = filesBelow('src', /\.ts$/).filter((file) => !file.startsWith(join('src', 'vendor')));
+  const users = ['src', 'test', 'scripts'].flatMap((part) => filesBelow(part, /\.ts$/));
+  t.strictSame(unusedExports(sources, users, (file) => readFileSync(join(ROOT, file), 'utf8')), []);
+  const texts: Record<string, string> = {
+    'a.ts': 'export const one = 1;\nexport function two() {}\nexport class Three {}\n',
+    'b.ts': "import { one, type Three } from './a.js';\nexport const four = one;\n",
+    'c.ts': "import * as b from './b.js';\n",
+  };
+  t.strictSame(unusedExports(['a.ts', 'b.ts'], ['b.ts', 'c.ts'], (file) => texts[file]), ['a.ts two']);
 });
 
 t.test(`no file is over ${LINE_LIMIT} lines`, async (t) => {

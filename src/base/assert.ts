@@ -4,7 +4,7 @@
  * peers and people is checked with the errors of errors.ts instead.
  */
 
-export class AssertionError extends Error {
+class AssertionError extends Error {
   override readonly name = 'AssertionError';
 }
 

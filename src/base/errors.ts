@@ -74,7 +74,7 @@ const ERRNO_NAMES: Record<number, [string, string]> = {
   122: ['EDQUOT', 'disk quota exceeded'],
 };
 
-export function errnoName(errno: number): string {
+function errnoName(errno: number): string {
   return ERRNO_NAMES[errno]?.[0] ?? `errno ${errno}`;
 }
 

@@ -5,7 +5,7 @@
  */
 
 export type LogLevel = 'debug' | 'info' | 'warn' | 'error';
-export const LOG_LEVELS: readonly LogLevel[] = ['debug', 'info', 'warn', 'error'];
+const LOG_LEVELS: readonly LogLevel[] = ['debug', 'info', 'warn', 'error'];
 
 /** Plain data only (structured clone): an Error is turned into its text by `errorFields`. Never secrets or user data. */
 export type LogFields = Readonly<Record<string, unknown>>;

@@ -12,8 +12,6 @@
 export const NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 /** The rule of NAME_PATTERN in a person's words. */
 export const NAME_RULE = '1 to 64 letters, digits, ".", "_" or "-", beginning with a letter or digit';
-/** Longest export name in bytes: three names and two separators. */
-export const MAX_EXPORT_NAME_BYTES = 3 * 64 + 2;
 
 export interface DeviceName {
   readonly volume: string;

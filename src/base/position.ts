@@ -34,10 +34,6 @@ export function parsePosition(text: string): EpochPosition | undefined {
   return { epochId: match[1], lsn, chainHi: parseInt(match[3], 16), chainLo: parseInt(match[4], 16) };
 }
 
-export function equalPositions(a: EpochPosition, b: EpochPosition): boolean {
-  return a.epochId === b.epochId && a.lsn === b.lsn && a.chainHi === b.chainHi && a.chainLo === b.chainLo;
-}
-
 function word(value: number): string {
   return value.toString(16).padStart(8, '0');
 }

@@ -1,34 +1,23 @@
 /**
- * Units and identifiers: one branded type per quantity, made by one checked
- * constructor. Everything is counted in bytes; blocks appear only in store/.
+ * Units, limits and identifiers. Everything is counted in bytes; blocks appear
+ * only in store/.
  *
- * Offsets and LSNs are plain numbers kept below 2^53 (DESIGN §7): bigint would
+ * Offsets and LSNs (logical byte positions in a group's journal since the
+ * group's creation) are plain numbers kept below 2^53 (DESIGN §7): bigint would
  * allocate on the data path.
  */
 
 declare const brand: unique symbol;
 type Branded<T, B extends string> = T & { readonly [brand]: B };
 
-/** Logical byte position in a group's journal since the group's creation. */
-export type Lsn = Branded<number, 'Lsn'>;
-/** Byte position within a device. */
-export type ByteOffset = Branded<number, 'ByteOffset'>;
 /** Identity of a device within its group; positive, never reused. */
 export type DeviceId = Branded<number, 'DeviceId'>;
-/** Random identity of an epoch: 32 lower-case hexadecimal digits (16 bytes). */
-export type EpochId = Branded<string, 'EpochId'>;
-/** Node-local layer number (u32, never reused); 0 means "no layer", that is zeros. */
-export type LayerNumber = Branded<number, 'LayerNumber'>;
 
 /** Size of a map block and of a journal block, in bytes. */
 export const BLOCK_BYTES = 4096;
 export const BLOCK_SHIFT = 12;
 /** Size of a stamped region, in bytes. */
 export const REGION_BYTES = 65536;
-export const REGION_SHIFT = 16;
-/** Bytes that one map leaf describes. */
-export const LEAF_BYTES = 2 * 1024 * 1024;
-export const LEAF_SHIFT = 21;
 /**
  * Local devices (one node only, DESIGN §1): ids from here on, so that they are never mistaken for a group's. Their
  * records' stamps and LSNs count as LOCAL_STAMPS + local LSN in maps and layers, for the same reason.
@@ -47,45 +36,16 @@ export const MIB = 1024 * 1024;
 export const GIB = 1024 * 1024 * 1024;
 export const TIB = 1024 * GIB;
 
-function checkedInteger(what: string, value: number, max: number): number {
-  if (!Number.isSafeInteger(value) || value < 0 || value > max) {
-    throw new RangeError(`${what} must be an integer from 0 to ${max}, not ${value}`);
-  }
-  return value;
-}
-
-export function lsn(value: number): Lsn {
-  return checkedInteger('an LSN', value, Number.MAX_SAFE_INTEGER) as Lsn;
-}
-
-export function byteOffset(value: number): ByteOffset {
-  return checkedInteger('a byte offset', value, MAX_DEVICE_BYTES) as ByteOffset;
-}
-
+/** The one way to a DeviceId. Throws RangeError for what is no u32: a bug of ours. */
 export function deviceId(value: number): DeviceId {
-  return checkedInteger('a device id', value, 0xffffffff) as DeviceId;
+  if (!Number.isSafeInteger(value) || value < 0 || value > 0xffffffff) throw new RangeError(`a device id must be an integer from 0 to ${0xffffffff}, not ${value}`);
+  return value as DeviceId;
 }
 
-export function layerNumber(value: number): LayerNumber {
-  return checkedInteger('a layer number', value, 0xffffffff) as LayerNumber;
-}
-
-export function epochId(hex: string): EpochId {
-  if (!/^[0-9a-f]{32}$/.test(hex)) throw new RangeError(`an epoch id is 32 hexadecimal digits, not ${JSON.stringify(hex)}`);
-  return hex as EpochId;
-}
-
-export function alignDown(value: number, unit: number): number {
-  return value - (value % unit);
-}
-
+/** `value` or the next multiple of `unit` above it. */
 export function alignUp(value: number, unit: number): number {
   const rest = value % unit;
   return rest === 0 ? value : value + unit - rest;
-}
-
-export function isAligned(value: number, unit: number): boolean {
-  return value % unit === 0;
 }
 
 const SIZE_UNITS: Record<string, number> = { '': 1, k: KIB, m: MIB, g: GIB, t: TIB, p: 1024 * TIB };

@@ -9,7 +9,7 @@
 import { IoError, OperatorError } from '../base/errors.js';
 import { parseExportName } from '../base/names.js';
 import { formatSize } from '../base/units.js';
-import type { DeviceEntry } from '../control/schema.js';
+import type { DeviceEntry } from '../control/schema/replies.js';
 import { REAL_SYSTEM } from './attach-system.js';
 import type { AttachSystem, NbdKernel } from './attach-system.js';
 import { EXIT_FAILED, deviceArgument } from './context.js';
@@ -32,7 +32,7 @@ export interface Resized {
  * Makes the kernel know the size of one attached device. No request is lost or
  * refused meanwhile, mounted or not. Throws OperatorError or IoError.
  */
-export function tellSize(system: AttachSystem, kernel: NbdKernel, attached: Attachment, sizeBytes: number): Resized {
+function tellSize(system: AttachSystem, kernel: NbdKernel, attached: Attachment, sizeBytes: number): Resized {
   const device = devicePath(attached.index);
   const beforeBytes = sizeOf(system.paths, attached.index);
   if (beforeBytes !== sizeBytes) {

@@ -30,7 +30,7 @@ import type { Context } from './context.js';
 import type { Word } from './freeze-system.js';
 
 /** The descriptor of a directory on the file system, as the process inherits it. */
-export const MOUNT_FD = 3;
+const MOUNT_FD = 3;
 const OUTPUT_FD = 1;
 /** No line of the conversation is longer. */
 const MAX_LINE_CHARACTERS = 64;

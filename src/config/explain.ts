@@ -27,7 +27,7 @@ export function checkConfig(value: unknown): Checked {
 }
 
 /** `groups[0].journal.size`. */
-export function pathText(path: readonly PropertyKey[]): string {
+function pathText(path: readonly PropertyKey[]): string {
   let text = '';
   for (const key of path) text += typeof key === 'number' ? `[${key}]` : text === '' ? String(key) : `.${String(key)}`;
   return text === '' ? 'the configuration' : text;

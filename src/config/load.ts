@@ -12,7 +12,7 @@ import { checkJournalDirectory } from './journal-directory.js';
 import type { Config, ConfigFile } from './schema.js';
 
 /** Shortest secret in bytes (256 bits). */
-export const MIN_SECRET_BYTES = 32;
+const MIN_SECRET_BYTES = 32;
 const MAX_SECRET_BYTES = 64 * 1024;
 const MAX_CONFIG_BYTES = 4 * 1024 * 1024;
 
@@ -104,7 +104,7 @@ function readFileBytes(path: string, limit: number): Uint8Array {
 }
 
 /** A sentence's end for a failed file access. */
-export function fileProblem(error: unknown): string {
+function fileProblem(error: unknown): string {
   const code = (error as { code?: unknown }).code;
   switch (code) {
     case 'ENOENT': return 'there is no such file';

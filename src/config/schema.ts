@@ -83,8 +83,8 @@ function tcpAddress(description: string) {
 
 // ---- sections ---------------------------------------------------------------------------------------
 
-export const DEFAULT_CONTROL_SOCKET = '/run/lockstep/control.sock';
-export const DEFAULT_NBD_LISTEN = 'unix:/run/lockstep/nbd.sock';
+const DEFAULT_CONTROL_SOCKET = '/run/lockstep/control.sock';
+const DEFAULT_NBD_LISTEN = 'unix:/run/lockstep/nbd.sock';
 /** A journal needs one segment being written, one being filled next, and some to hold what is not destaged. */
 export const MIN_SEGMENTS = 4;
 

@@ -23,9 +23,9 @@ import { endianness } from 'node:os';
 import { assert } from '../base/assert.js';
 import { OperatorError } from '../base/errors.js';
 
-export const NLMSG_ERROR = 2;
-export const NLMSG_DONE = 3;
-export const Flag = { REQUEST: 1, MULTI: 2, ACK: 4 } as const;
+const NLMSG_ERROR = 2;
+const NLMSG_DONE = 3;
+const Flag = { REQUEST: 1, MULTI: 2, ACK: 4 } as const;
 
 const HEADER_BYTES = 16;
 const FAMILY_HEADER_BYTES = 4;

@@ -35,14 +35,6 @@ const SOCKET_FD = 1;
 const DEVICE_INDEX = 1;
 const DEVICE_CONNECTED = 2;
 
-/** NBD_CFLAG_*: bits of `clientFlags`. */
-export const ClientFlag = {
-  /** The kernel removes the device once it is disconnected. */
-  DESTROY_ON_DISCONNECT: 1,
-  /** The kernel disconnects when the last opener closes the device. */
-  DISCONNECT_ON_CLOSE: 2,
-} as const;
-
 const NETLINK_GENERIC = 16;
 const ANSWER_TIMEOUT_MS = 10_000;
 const DATAGRAM_BYTES = 64 * 1024;
@@ -249,7 +241,7 @@ export class NbdNetlink {
 type FamilyMessage = Extract<Message, { kind: 'message' }>;
 
 /** Dead connections, as the kernel reports them. */
-export class LinkDeaths {
+class LinkDeaths {
   private readonly buffer = new Uint8Array(DATAGRAM_BYTES);
   private readonly waiting: number[] = [];
 

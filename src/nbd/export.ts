@@ -23,9 +23,9 @@ import { Errno } from '../base/errors.js';
 import type { BlockService, DeviceView } from '../group/requests/service.js';
 
 /** Any byte range is served; the group completes partial blocks (DESIGN §3). */
-export const MINIMUM_BLOCK = 1;
-export const PREFERRED_BLOCK = 4096;
-export const MAXIMUM_BLOCK = MAX_REQUEST_PAYLOAD;
+const MINIMUM_BLOCK = 1;
+const PREFERRED_BLOCK = 4096;
+const MAXIMUM_BLOCK = MAX_REQUEST_PAYLOAD;
 
 /**
  * CAN_MULTI_CONN is true: a FLUSH on one connection covers what was acknowledged on any. FAST_ZERO is true: zeroing
@@ -35,10 +35,10 @@ const WRITABLE_FLAGS =
   NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
   NBD_FLAG_SEND_DF | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE | NBD_FLAG_SEND_FAST_ZERO;
 
-export const DEVICE_CONTEXT_PREFIX = 'lockstep:device-id/';
-export const CONTINUITY_CONTEXT_PREFIX = 'lockstep:continuity-id/';
+const DEVICE_CONTEXT_PREFIX = 'lockstep:device-id/';
+const CONTINUITY_CONTEXT_PREFIX = 'lockstep:continuity-id/';
 
-export function transmissionFlagsOf(view: DeviceView): number {
+function transmissionFlagsOf(view: DeviceView): number {
   return view.writable ? WRITABLE_FLAGS : WRITABLE_FLAGS | NBD_FLAG_READ_ONLY;
 }
 
@@ -52,7 +52,7 @@ function describe(view: DeviceView): string {
   return view.description === '' ? identity : `${view.description} (${identity})`;
 }
 
-export function exportOf(view: DeviceView): DeviceExport {
+function exportOf(view: DeviceView): DeviceExport {
   const info: DeviceExport = {
     device: view,
     name: view.exportName,

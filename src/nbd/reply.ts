@@ -21,7 +21,7 @@ import type { Io } from '../io/io.js';
 import { NO_BLOCK } from './chunk.js';
 
 /** Longest header: OFFSET_DATA is 28 bytes, an error chunk without message 26. The ring counts in this unit. */
-export const HEADER_UNIT_BYTES = 32;
+const HEADER_UNIT_BYTES = 32;
 const FIRST_RING_BYTES = 4096;
 const IOV_PAIRS = 1024;
 /** Of a connection that does not read, remainders up to this size are moved out of shared chunks. */

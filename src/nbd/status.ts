@@ -63,7 +63,7 @@ export class StatusCalls {
 }
 
 /** One BLOCK_STATUS request. */
-export class StatusCall {
+class StatusCall {
   private readonly out: Float64Array;
   private readonly single: Float64Array;
   private transmission: StatusAsker | undefined;

@@ -35,7 +35,7 @@ import type { EpochEntry } from '../group/tree/epochs.js';
 import { MAX_BATCH_PAYLOAD, MAX_BATCH_RECORDS, usedHeaderBytes } from '../journal/format.js';
 import { Epoch, Id, LsnField, MAX_EPOCHS_SENT, Name, ordered, Word } from './message.js';
 
-export const STREAM_VERSION = 1;
+const STREAM_VERSION = 1;
 export const STREAM_HEADER_BYTES = 32;
 const MAGIC = 0x58534b4c; // "LKSX"
 

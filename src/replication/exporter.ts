@@ -20,7 +20,7 @@ import type { Segment } from '../journal/segments.js';
 import { positionAfter, wirePayloadBytes } from '../journal/verify.js';
 import { encodePreface, putStreamHeader, STREAM_HEADER_BYTES, StreamType } from './carry-format.js';
 
-export const PAGE_BYTES = 1024 * 1024;
+const PAGE_BYTES = 1024 * 1024;
 const RETRY_US = 10_000;
 
 export interface ExportedPage {

@@ -55,7 +55,7 @@ export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 const LAST_TYPE = FrameType.ack;
 
 /** Longest body of each type, in bytes; what is longer closes the connection before it is received. */
-export const MAX_BODY_BYTES: readonly number[] = (() => {
+const MAX_BODY_BYTES: readonly number[] = (() => {
   const limits = new Array<number>(LAST_TYPE + 1).fill(0);
   limits[FrameType.hello] = 1024;
   limits[FrameType.challenge] = 256;

@@ -66,7 +66,7 @@ export function allInFile(layer: Layer, cut: Cut): boolean {
 export type LayerRow = [number: number, device: number, createdLsn: number, epochId: string, ordinal: number, frozenLsn: number, hasFile: boolean];
 
 /** Files held open where nobody says how many there may be. */
-export const MAX_OPEN_LAYERS = 512;
+const MAX_OPEN_LAYERS = 512;
 /** Open files that are looked at for one to close. */
 const CLOSE_SAMPLE = 16;
 
@@ -87,7 +87,7 @@ export function longestFileBytes(io: Io, directory: string): number {
   return bytes;
 }
 
-export function layerFileName(layer: Pick<Layer, 'device' | 'createdLsn' | 'epochId' | 'ordinal'>): string {
+function layerFileName(layer: Pick<Layer, 'device' | 'createdLsn' | 'epochId' | 'ordinal'>): string {
   return `device-${layer.device}-lsn-${layer.createdLsn}-${layer.ordinal}-epoch-${layer.epochId}`;
 }
 

@@ -23,7 +23,7 @@ import type { RefTable } from './reftable.js';
 
 export { fileOfRef, positionOfRef };
 
-export const DEVICE_BLOCKS_MAX = MAX_DEVICE_BYTES / BLOCK_BYTES;
+const DEVICE_BLOCKS_MAX = MAX_DEVICE_BYTES / BLOCK_BYTES;
 
 /** A device's map. `handle` is one reference to the root node (0 = all zero); `height` follows from the size. */
 export interface MapRoot {

@@ -41,7 +41,7 @@ import { RecordReader, RecordWriter, varintBytes } from './mapbytes.js';
 
 /** No record is longer, padding included. */
 export const NODE_BYTES_MAX = 4096;
-export const NODE_ALIGN = 8;
+const NODE_ALIGN = 8;
 
 export const RecordType = { leaf: 1, leafDelta: 2, inner: 3, innerDelta: 4 } as const;
 

@@ -127,7 +127,7 @@ export function hashStamps(map: BlockMap, root: MapRoot, firstLeaf: number, endL
 }
 
 /** Adds one region to the sum of `hashStamps`. */
-export function addStamp(sum: Uint32Array, region: number, stamp: number): void {
+function addStamp(sum: Uint32Array, region: number, stamp: number): void {
   sum[0] += mix(region, stamp, 0x243f6a88, 0xcc9e2d51);
   sum[1] += mix(region, stamp, 0x85a308d3, 0x9e3779b1);
 }

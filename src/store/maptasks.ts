@@ -63,7 +63,7 @@ const SLACK_BYTES = 1024 * 1024;
 /** Nodes loaded without any progress: they are paged out again before all that are needed together are there. */
 const LOADS_IN_VAIN = 500;
 /** Tasks at a time; more are refused. */
-export const MAX_MAP_TASKS = 16;
+const MAX_MAP_TASKS = 16;
 
 /** What MapTasks needs of a store. */
 export interface MapHolder {

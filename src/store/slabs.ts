@@ -12,9 +12,9 @@
 import { assert } from '../base/assert.js';
 
 /** Addresses count units of this many bytes. */
-export const UNIT_BYTES = 16;
+const UNIT_BYTES = 16;
 /** Bits of an address; 2^28 units are 4 GiB of bodies. */
-export const ADDRESS_BITS = 28;
+const ADDRESS_BITS = 28;
 const CHUNK_UNITS = 65536;
 const PAGE_UNITS = 4096;
 const PAGE_BYTES = PAGE_UNITS * UNIT_BYTES;

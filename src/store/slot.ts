@@ -27,7 +27,7 @@ const MAGIC = 0x434b534c; // "LSKC"
 const VERSION = 1;
 export const SLOT_HEADER_BYTES = 32;
 /** A tree of a hundred thousand devices fits. */
-export const MAX_SLOT_BYTES = 64 * 1024 * 1024;
+const MAX_SLOT_BYTES = 64 * 1024 * 1024;
 
 const count = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
 const position = z.strictObject({ lsn: count, chainHi: count, chainLo: count });

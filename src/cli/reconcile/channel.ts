@@ -23,7 +23,7 @@ const HEADER_BYTES = 16;
 const PREFIX_BYTES = 8;
 const CHECK_BYTES = 8;
 /** A region, its masks and its number. */
-export const MAX_PAYLOAD_BYTES = 65536 + 64;
+const MAX_PAYLOAD_BYTES = 65536 + 64;
 const FINISH_MS = 5000;
 /** For what the other side said before it stopped to listen. */
 const LAST_WORDS_MS = 2000;

@@ -18,9 +18,8 @@ import { BLOCK_BYTES, REGION_BYTES } from '../../base/units.js';
 import type { RegionDevice } from './device.js';
 
 export const FAN_OUT = 128;
-export const NODE_BYTES = FAN_OUT * REGION_BYTES;
-export const SUBTREE_BYTES = FAN_OUT * NODE_BYTES;
-export const REGION_BLOCKS = REGION_BYTES / BLOCK_BYTES;
+const NODE_BYTES = FAN_OUT * REGION_BYTES;
+const SUBTREE_BYTES = FAN_OUT * NODE_BYTES;
 export const BLOCK_DIGEST_BYTES = 8;
 
 /** One read takes so many neighbouring regions ... */

@@ -84,7 +84,7 @@ export function changeTree(draft: Draft, operation: Operation, at: At, effects: 
 }
 
 /** The continuity id of a device whose content broke at this place. */
-export function continuityAt(at: At): string {
+function continuityAt(at: At): string {
   return `${at.epochId}:${at.lsn}`;
 }
 
