@@ -4,7 +4,7 @@
  * Owns: what each kind needs before and leaves behind. Must not know: what is
  * measured of it. Device `vol` is what it was again after `after`.
  */
-import type { OperationReply } from '../../src/control/schema.js';
+import type { OperationReply } from '../../src/control/schema/replies.js';
 import { GROUP, VOLUME_BYTES, type OperationsRig } from './operations-rig.js';
 
 export interface Kind {

@@ -8,7 +8,7 @@
 import { preparePair, waitCaughtUp, type Pair } from '../../test/harness/node.js';
 import { waitFor } from '../../test/harness/process.js';
 import type { ControlClient } from '../../src/control/client.js';
-import type { OperationsReply } from '../../src/control/schema.js';
+import type { OperationsReply } from '../../src/control/schema/replies.js';
 import type { DeviceContent } from './device-content.js';
 import { DigestWorker } from './digest-worker.js';
 import { load, type Target } from './measure.js';

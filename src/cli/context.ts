@@ -9,7 +9,7 @@ import { OperatorError } from '../base/errors.js';
 import { parseExportName } from '../base/names.js';
 import { ControlClient, ControlError } from '../control/client.js';
 import type { Waits } from '../control/client.js';
-import type { OperationReply } from '../control/schema.js';
+import type { OperationReply } from '../control/schema/replies.js';
 import type { AttachSystem } from './attach-system.js';
 import type { FreezeSystem } from './freeze-system.js';
 import { formatMilliseconds } from './render/words.js';

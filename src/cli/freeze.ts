@@ -16,7 +16,7 @@ import { realpathSync } from 'node:fs';
 import { Errno, OperatorError, errnoText } from '../base/errors.js';
 import { ControlClient } from '../control/client.js';
 import type { Waits } from '../control/client.js';
-import type { OperationReply } from '../control/schema.js';
+import type { OperationReply } from '../control/schema/replies.js';
 import { EXIT_FAILED, wholeNumber } from './context.js';
 import type { Context } from './context.js';
 import { REAL_FREEZE_SYSTEM } from './freeze-system.js';

@@ -3,7 +3,8 @@
 import { usage } from './http.js';
 import { call, groupOf, Nothing, parse } from './route.js';
 import type { Params, Route } from './route.js';
-import { CursorAckBody, DrainBody, ExportBody, Name } from './schema.js';
+import { CursorAckBody, DrainBody, ExportBody } from './schema/requests.js';
+import { Name } from './schema/words.js';
 
 function cursorOf(params: Params): string {
   const result = Name.safeParse(params['cursor']);

@@ -17,7 +17,7 @@ import { failureOf } from './channel.js';
 import { errorBody } from './http.js';
 import { drained } from './journal-stream.js';
 import type { ControlPort } from './port.js';
-import type { ImportState } from './schema.js';
+import type { ImportState } from './schema/replies.js';
 
 export interface CarryStream {
   readonly port: ControlPort;

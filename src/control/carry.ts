@@ -7,7 +7,7 @@
  */
 
 import type { EpochPosition } from '../base/position.js';
-import type { CursorEntry, CursorReleaseReply, DrainReply, ImportState, PositionReply } from './schema.js';
+import type { CursorEntry, CursorReleaseReply, DrainReply, ImportState, PositionReply } from './schema/replies.js';
 
 /** Where a page continues; the data path's own business. */
 export interface ExportPlace {

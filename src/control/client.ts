@@ -11,11 +11,11 @@ import type { z } from 'zod';
 import { MAX_SOCKET_PATH_BYTES } from '../base/address.js';
 import { VERSION } from '../base/version.js';
 import { ControlError } from './port.js';
+import { NodeStatus } from './schema/status.js';
 import {
-  CursorEntry, CursorReleaseReply, DevicesReply, DrainReply, ErrorReply, FlushReply, ImportState, JournalRecord,
-  LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PositionReply, PromoteReply, SealReply, SizesReply, VersionReply,
-} from './schema.js';
-import type { Wait } from './schema.js';
+  CursorEntry, CursorReleaseReply, DevicesReply, DrainReply, ErrorReply, FlushReply, ImportState, JournalRecord, LinkDropReply, LinksReply, OperationReply, OperationsReply, PositionReply, PromoteReply, SealReply, SizesReply, VersionReply,
+} from './schema/replies.js';
+import type { Wait } from './schema/words.js';
 
 export { ControlError };
 

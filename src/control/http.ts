@@ -12,7 +12,7 @@ import type { Duplex } from 'node:stream';
 import type { Log } from '../base/log.js';
 import { errorFields } from '../base/log.js';
 import type { ControlFailure } from './port.js';
-import type { ErrorReply } from './schema.js';
+import type { ErrorReply } from './schema/replies.js';
 
 export interface HttpLimits {
   /** Most bytes of a request body. */

@@ -9,7 +9,7 @@
 import { Counter, Gauge, Registry, collectDefaultMetrics } from 'prom-client';
 import { VERSION } from '../base/version.js';
 import type { ControlPort, MetricSample } from './port.js';
-import type { GroupStatus, NodeStatus } from './schema.js';
+import type { GroupStatus, NodeStatus } from './schema/status.js';
 
 const PREFIX = 'lockstep_';
 
@@ -55,7 +55,7 @@ function put(registry: Registry, sample: MetricSample): void {
 }
 
 /** The status as samples. */
-export function statusSamples(status: NodeStatus): MetricSample[] {
+function statusSamples(status: NodeStatus): MetricSample[] {
   const samples: MetricSample[] = [
     { name: 'info', help: 'Always 1; the labels say what runs', type: 'gauge', labels: { node: status.node, version: VERSION }, value: 1 },
     { name: 'start_time_seconds', help: 'When the daemon started, seconds since 1970', type: 'gauge', labels: {}, value: status.startedMs / 1000 },

@@ -11,9 +11,11 @@
  */
 
 import type { CarryReplies, CarryRequest } from './carry.js';
+import type { NodeStatus } from './schema/status.js';
 import type {
-  DevicesReply, ErrorKind, FlushReply, JournalRecord, LinkDropReply, LinksReply, NodeStatus, OperationReply, OperationsReply, PromoteReply, SealReply, SizesReply, Wait,
-} from './schema.js';
+  DevicesReply, ErrorKind, FlushReply, JournalRecord, LinkDropReply, LinksReply, OperationReply, OperationsReply, PromoteReply, SealReply, SizesReply,
+} from './schema/replies.js';
+import type { Wait } from './schema/words.js';
 
 /** When to answer an operation. */
 export interface Waiting {

@@ -9,7 +9,7 @@ import type { ExportOpenRequest } from './carry.js';
 import { usage } from './http.js';
 import type { ControlRequest, JournalRequest } from './port.js';
 import { problemText } from './problems.js';
-import { Name } from './schema.js';
+import { Name } from './schema/words.js';
 
 /** What a matched request leads to. */
 export type Action =

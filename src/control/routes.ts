@@ -11,10 +11,11 @@ import { HttpError, usage } from './http.js';
 import { call, groupOf, Nothing, parse } from './route.js';
 import type { Params, Route } from './route.js';
 import {
-  AdoptBody, CloneBody, CreateVolumeBody, DeviceOrSet, FlushBody, JournalQuery, Name, PromoteBody, ProtectBody, RefreshBody, RemoveQuery, RenameBody, ResizeBody, RestoreBody, SealBody, SnapshotBody, SyncBody,
-} from './schema.js';
+  AdoptBody, CloneBody, CreateVolumeBody, FlushBody, JournalQuery, PromoteBody, ProtectBody, RefreshBody, RemoveQuery, RenameBody, ResizeBody, RestoreBody, SealBody, SnapshotBody, SyncBody,
+} from './schema/requests.js';
+import { DeviceOrSet, Name } from './schema/words.js';
 
-export const ROUTES: readonly Route[] = [
+const ROUTES: readonly Route[] = [
   { method: 'GET', path: '/v1/version', body: false, action: (_params, input) => (parse(Nothing, input), { kind: 'version' }) },
   { method: 'GET', path: '/metrics', body: false, action: () => ({ kind: 'metrics' }) },
   { method: 'GET', path: '/v1/status', body: false, action: (_params, input) => (parse(Nothing, input), call({ op: 'status' })) },
@@ -119,7 +120,7 @@ export const ROUTES: readonly Route[] = [
 ];
 
 /** Records per page: some tens of KiB of JSON. */
-export const JOURNAL_PAGE_RECORDS = 512;
+const JOURNAL_PAGE_RECORDS = 512;
 
 export interface Match {
   readonly route: Route;

@@ -25,7 +25,7 @@ import { streamJournal } from './journal-stream.js';
 import { Metrics } from './metrics.js';
 import type { ControlFailure, ControlPort } from './port.js';
 import { matchRoute } from './routes.js';
-import type { VersionReply } from './schema.js';
+import type { VersionReply } from './schema/replies.js';
 
 export interface ControlServerOptions {
   /** Path of the Unix socket, at most 107 bytes. */
@@ -158,7 +158,7 @@ function goneSignal({ socket }: IncomingMessage, response: ServerResponse): Abor
 }
 
 /** The HTTP status of a failure of the data path. */
-export function statusOf(failure: ControlFailure): number {
+function statusOf(failure: ControlFailure): number {
   if (failure.code.startsWith('daemon/')) return 503;
   if (failure.code === 'usage') return 400;
   if (failure.code.endsWith('/not-found')) return 404;

@@ -17,7 +17,7 @@ import { IoError, OperatorError } from '../base/errors.js';
 import type { EpochPosition } from '../base/position.js';
 import { formatPosition } from '../base/position.js';
 import type { CarryReplies, CarryRequest, ExportOpenRequest, ExportPageRequest } from '../control/carry.js';
-import type { CursorEntry, ImportState } from '../control/schema.js';
+import type { CursorEntry, ImportState } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import { MAX_CURSORS } from '../group/content/cursorfile.js';
 import { epochIdAt, epochPosition } from '../group/tree/epochs.js';

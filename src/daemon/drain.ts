@@ -14,7 +14,7 @@ import type { Links } from './links.js';
 const POLL_US = 5_000;
 
 /** Everything below `lsn` is durable and executed on every secondary, and acknowledged by every cursor; else who is behind, and why. */
-export function behind(group: Group, links: Links, lsn: number): string[] {
+function behind(group: Group, links: Links, lsn: number): string[] {
   const late: string[] = [];
   for (const link of links.status(group.name)) {
     // A dropped link is given up; one that is not dialled has nothing to confirm.

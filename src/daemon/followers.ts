@@ -11,7 +11,7 @@
  */
 
 import type { Log } from '../base/log.js';
-import type { LinkEntry } from '../control/schema.js';
+import type { LinkEntry } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import type { Reactor } from '../io/reactor.js';
 

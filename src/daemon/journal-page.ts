@@ -6,7 +6,7 @@
 import { assert } from '../base/assert.js';
 import { CorruptionError, IoError, OperatorError } from '../base/errors.js';
 import type { JournalPage, JournalRequest } from '../control/port.js';
-import type { JournalRecord } from '../control/schema.js';
+import type { JournalRecord } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import { decodeMarker, operationVerb } from '../group/tree/record.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';

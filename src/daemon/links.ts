@@ -7,7 +7,7 @@ import { formatAddress } from '../base/address.js';
 import { OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Config } from '../config/schema.js';
-import type { LinkDropReply, LinkEntry } from '../control/schema.js';
+import type { LinkDropReply, LinkEntry } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import type { Reactor } from '../io/reactor.js';
 import { GroupLinks } from '../replication/links.js';

@@ -4,7 +4,7 @@
  */
 
 import type { MetricSample } from '../control/port.js';
-import type { MeteredEntry, MeteredSums, OperationsReply } from '../control/schema.js';
+import type { MeteredEntry, MeteredSums, OperationsReply } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import type { MeteredOperation, Meter } from '../group/operations/meter.js';
 

@@ -10,7 +10,7 @@ import { unreachable } from '../base/assert.js';
 import { callerGone } from '../base/caller.js';
 import { OperatorError } from '../base/errors.js';
 import type { OperationRequest, Waiting } from '../control/port.js';
-import type { OperationReply } from '../control/schema.js';
+import type { OperationReply } from '../control/schema/replies.js';
 import { planAdopt } from '../group/operations/adopt.js';
 import type { Group } from '../group/group.js';
 import { planClone, planCreate, planProtect, planRefresh, planRemove, planRename, planResize, planRestore, planSnapshot, planSync } from '../group/operations/judge.js';

@@ -1,11 +1,12 @@
 /**
- * The status of the data path as plain data (control/schema.ts): what is true
+ * The status of the data path as plain data (control/schema/status.ts): what is true
  * now and what to do about it. Reads only.
  */
 
 import { VERSION } from '../base/version.js';
 import { BLOCK_BYTES } from '../base/units.js';
-import type { DeviceEntry, GroupStatus, NodeStatus } from '../control/schema.js';
+import type { GroupStatus, NodeStatus } from '../control/schema/status.js';
+import type { DeviceEntry } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import type { LocalDevice } from '../group/local/tree.js';
 import { Meter } from '../group/operations/meter.js';
@@ -48,7 +49,7 @@ export function nodeStatus(path: DataPath, startedMs: number, carry: Carry): Nod
   };
 }
 
-export function groupStatus(path: DataPath, group: Group, carry: Carry): GroupStatus {
+function groupStatus(path: DataPath, group: Group, carry: Carry): GroupStatus {
   const links = path.links.status(group.name);
   const errors: string[] = [];
   const stalled = group.stallReason();

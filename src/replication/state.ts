@@ -3,7 +3,7 @@
  *
  * Owns: the union of states, their sentences, the entry that `status` shows.
  * Must not know: how a link gets into a state. The entry fits LinkEntry of
- * control/schema.ts, which this part may not import.
+ * control/schema/replies.ts, which this part may not import.
  */
 
 import { unreachable } from '../base/assert.js';

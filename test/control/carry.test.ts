@@ -7,7 +7,7 @@ import type { ExportPageRequest, ImportPushRequest } from '../../src/control/car
 import { ControlClient } from '../../src/control/client.js';
 import { HTTP_LIMITS } from '../../src/control/http.js';
 import { ControlError } from '../../src/control/port.js';
-import type { ImportState } from '../../src/control/schema.js';
+import type { ImportState } from '../../src/control/schema/replies.js';
 import { ControlServer } from '../../src/control/server.js';
 import { waitFor } from '../harness/process.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';

@@ -7,7 +7,7 @@ import t from 'tap';
 import { silentLog } from '../../src/base/log.js';
 import { ControlClient } from '../../src/control/client.js';
 import { ControlError } from '../../src/control/port.js';
-import { NodeStatus } from '../../src/control/schema.js';
+import { NodeStatus } from '../../src/control/schema/status.js';
 import { ControlServer } from '../../src/control/server.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 import { FakePort, nodeStatus, record } from './fake-port.js';

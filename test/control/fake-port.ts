@@ -1,6 +1,7 @@
 /** A data path made of canned answers, for tests of the control server and the command line. */
 import type { ControlPort, ControlReplies, ControlRequest, ReplyOf } from '../../src/control/port.js';
-import type { CursorEntry, DeviceEntry, GroupStatus, ImportState, JournalRecord, LinkEntry, MeteredEntry, NodeStatus, OperationReply } from '../../src/control/schema.js';
+import type { GroupStatus, NodeStatus } from '../../src/control/schema/status.js';
+import type { CursorEntry, DeviceEntry, ImportState, JournalRecord, LinkEntry, MeteredEntry, OperationReply } from '../../src/control/schema/replies.js';
 
 export const CREATED_MS = Date.UTC(2026, 0, 2, 3, 4, 5);
 

@@ -6,7 +6,7 @@ import type { LogEntry } from '../../src/base/log.js';
 import { SinkLog } from '../../src/base/log.js';
 import { ControlClient } from '../../src/control/client.js';
 import { ControlServer } from '../../src/control/server.js';
-import type { DrainReply } from '../../src/control/schema.js';
+import type { DrainReply } from '../../src/control/schema/replies.js';
 import { waitFor } from '../harness/process.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 import { FakePort } from './fake-port.js';

@@ -11,7 +11,7 @@ import { SinkLog, silentLog } from '../../src/base/log.js';
 import { HTTP_LIMITS } from '../../src/control/http.js';
 import type { ControlRequest } from '../../src/control/port.js';
 import { ControlError } from '../../src/control/port.js';
-import { ErrorReply } from '../../src/control/schema.js';
+import { ErrorReply } from '../../src/control/schema/replies.js';
 import type { ControlServerOptions } from '../../src/control/server.js';
 import { ControlServer } from '../../src/control/server.js';
 import { cleanEnvironment, waitFor } from '../harness/process.js';

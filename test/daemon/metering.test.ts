@@ -1,7 +1,7 @@
 /** The meter and the sizes of a real pair: API, command line, journal dump, metrics. */
 import t from 'tap';
 import { MIB } from '../../src/base/units.js';
-import type { JournalRecord, MeteredEntry } from '../../src/control/schema.js';
+import type { JournalRecord, MeteredEntry } from '../../src/control/schema/replies.js';
 import { BATCH_HEADER_BYTES, usedHeaderBytes } from '../../src/journal/format.js';
 import { FRAME_HEADER_BYTES } from '../../src/replication/message.js';
 import { openDevice } from '../crash/clients.js';

@@ -9,7 +9,7 @@ import { request } from 'node:http';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ControlClient } from '../../src/control/client.js';
-import type { GroupStatus } from '../../src/control/schema.js';
+import type { GroupStatus } from '../../src/control/schema/status.js';
 import { freePort, run, startProcess, waitFor, type Finished, type RunningProcess } from './process.js';
 
 const DIST = resolve(dirname(fileURLToPath(import.meta.url)), '..', '..');

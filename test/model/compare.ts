@@ -5,7 +5,7 @@
  * Owns: what is read. Must not know: the load, kills.
  */
 import { KIB } from '../../src/base/units.js';
-import type { DeviceEntry } from '../../src/control/schema.js';
+import type { DeviceEntry } from '../../src/control/schema/replies.js';
 import { GROUP, openDevice } from '../crash/clients.js';
 import type { TestNode } from '../harness/node.js';
 import type { Random } from '../sim/random.js';

@@ -4,7 +4,7 @@
  */
 import type { ControlClient } from '../../src/control/client.js';
 import type { OperationRequest, Ranges } from '../../src/control/port.js';
-import type { OperationReply } from '../../src/control/schema.js';
+import type { OperationReply } from '../../src/control/schema/replies.js';
 
 function pairs(ranges: Ranges): [number, number][] {
   return ranges.map(([offset, length]) => [offset, length]);

@@ -1,7 +1,7 @@
 /** Local snapshots of both nodes, made equal by reconcile, sealed, and adopted as one replicated snapshot. */
 import t from 'tap';
 import { MIB } from '../../src/base/units.js';
-import type { SealReply } from '../../src/control/schema.js';
+import type { SealReply } from '../../src/control/schema/replies.js';
 import { CLI } from '../harness/node.js';
 import type { TestNode } from '../harness/node.js';
 import { waitCaughtUp } from '../harness/node.js';

@@ -8,7 +8,7 @@ import { DIGEST_BYTES, DigestSum, putRegionDigest } from '../../src/base/content
 import { OperatorError } from '../../src/base/errors.js';
 import { KIB, MIB, REGION_BYTES } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
-import type { OperationReply, SealReply } from '../../src/control/schema.js';
+import type { OperationReply, SealReply } from '../../src/control/schema/replies.js';
 import { adoptable } from '../model/devices.js';
 import { GROUP, SimHost, SMALL } from './cluster.js';
 import { LocalDevices } from './local.js';

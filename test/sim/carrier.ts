@@ -8,7 +8,7 @@
 import type { ExportPart, ImportOpened } from '../../src/control/carry.js';
 import { parsePosition } from '../../src/base/position.js';
 import type { ControlRequest } from '../../src/control/port.js';
-import type { ImportState } from '../../src/control/schema.js';
+import type { ImportState } from '../../src/control/schema/replies.js';
 import type { SimHost } from './cluster.js';
 import { GROUP } from './cluster.js';
 import type { Random } from './random.js';

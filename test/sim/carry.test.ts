@@ -8,7 +8,7 @@
 import t from 'tap';
 import type { ExportPart, ImportOpened } from '../../src/control/carry.js';
 import type { ControlRequest } from '../../src/control/port.js';
-import type { DrainReply } from '../../src/control/schema.js';
+import type { DrainReply } from '../../src/control/schema/replies.js';
 import { ALONE, GROUP, SimHost, SMALL } from './cluster.js';
 import { PairRun } from './pair.js';
 import { World } from './world.js';

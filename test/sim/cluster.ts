@@ -11,7 +11,7 @@ import { SinkLog } from '../../src/base/log.js';
 import { IoError } from '../../src/base/errors.js';
 import { isLocalDevice, KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest, OperationRequest } from '../../src/control/port.js';
-import type { OperationReply } from '../../src/control/schema.js';
+import type { OperationReply } from '../../src/control/schema/replies.js';
 import { Commands } from '../../src/daemon/commands.js';
 import { DataPath } from '../../src/daemon/datapath.js';
 import type { Scale } from '../../src/daemon/datapath.js';

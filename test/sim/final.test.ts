@@ -9,7 +9,7 @@
 import t from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
-import type { LinksReply } from '../../src/control/schema.js';
+import type { LinksReply } from '../../src/control/schema/replies.js';
 import { FINAL_FILE } from '../../src/group/content/finalnote.js';
 import { GROUP, SimHost, SMALL } from './cluster.js';
 import { LocalDevices } from './local.js';

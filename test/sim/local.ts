@@ -9,7 +9,7 @@
 import { RequestFlag, RequestKind } from '../../src/group/requests/requests.js';
 import type { LocalRecord } from '../../src/group/local/record.js';
 import type { ControlRequest } from '../../src/control/port.js';
-import type { OperationReply } from '../../src/control/schema.js';
+import type { OperationReply } from '../../src/control/schema/replies.js';
 import { isLocalDevice } from '../../src/base/units.js';
 import { GROUP } from './cluster.js';
 import type { SimHost } from './cluster.js';

@@ -3,7 +3,7 @@
  *
  * Owns: short words for the commonest steps, each run until it has ended.
  */
-import type { FlushReply, OperationReply } from '../../src/control/schema.js';
+import type { FlushReply, OperationReply } from '../../src/control/schema/replies.js';
 import { ALONE, GROUP, SimHost, SMALL } from './cluster.js';
 import type { Sizes } from './cluster.js';
 import type { ModelDevice } from './model.js';

@@ -10,7 +10,7 @@ import type { Command } from 'commander';
 import { OperatorError } from '../../base/errors.js';
 import { parseDeviceName } from '../../base/names.js';
 import { formatSize } from '../../base/units.js';
-import type { SealReply } from '../../control/schema.js';
+import type { SealReply } from '../../control/schema/replies.js';
 import { deviceArgument } from '../context.js';
 import type { Context } from '../context.js';
 import { serverAddress } from '../nbd-server.js';

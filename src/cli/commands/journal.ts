@@ -3,7 +3,7 @@
 import type { Command } from 'commander';
 import { OperatorError } from '../../base/errors.js';
 import { formatSize } from '../../base/units.js';
-import type { ImportState } from '../../control/schema.js';
+import type { ImportState } from '../../control/schema/replies.js';
 import { EXIT_FAILED, groupArgument, wholeNumber } from '../context.js';
 import type { BinaryStreams, Context } from '../context.js';
 import type { Register } from '../register.js';

@@ -4,7 +4,7 @@ import type { Command } from 'commander';
 import { OperatorError } from '../../base/errors.js';
 import { isName, parseDeviceName } from '../../base/names.js';
 import { formatSize } from '../../base/units.js';
-import type { OperationReply } from '../../control/schema.js';
+import type { OperationReply } from '../../control/schema/replies.js';
 import { deviceArgument, groupArgument } from '../context.js';
 import type { Context } from '../context.js';
 import { freezeOptions, quiesce } from '../freeze.js';

@@ -4,7 +4,8 @@
  */
 
 import { formatSize } from '../../base/units.js';
-import type { GroupStatus, LinkEntry } from '../../control/schema.js';
+import type { GroupStatus } from '../../control/schema/status.js';
+import type { LinkEntry } from '../../control/schema/replies.js';
 import { formatDuration } from './words.js';
 
 export interface Advice {

@@ -1,7 +1,7 @@
 /** Lists of devices for people. Pure. */
 
 import { formatSize } from '../../base/units.js';
-import type { DeviceEntry, SizesReply } from '../../control/schema.js';
+import type { DeviceEntry, SizesReply } from '../../control/schema/replies.js';
 import { formatTime, table } from './words.js';
 
 export interface GroupDevices {

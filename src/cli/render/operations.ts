@@ -1,7 +1,7 @@
 /** What operations cost, for people. Pure. */
 
 import { formatSize } from '../../base/units.js';
-import type { MeteredEntry, OperationsReply } from '../../control/schema.js';
+import type { MeteredEntry, OperationsReply } from '../../control/schema/replies.js';
 import { formatMilliseconds, formatTime, table } from './words.js';
 
 export function renderOperations(reply: OperationsReply): string {

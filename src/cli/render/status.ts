@@ -1,7 +1,8 @@
 /** `lockstep status` for people: what matters first, the figures below. Pure. */
 
 import { formatSize } from '../../base/units.js';
-import type { CursorEntry, GroupStatus, ImportState, LinkEntry, NodeStatus } from '../../control/schema.js';
+import type { GroupStatus, NodeStatus } from '../../control/schema/status.js';
+import type { CursorEntry, ImportState, LinkEntry } from '../../control/schema/replies.js';
 import { adviseGroup } from './advice.js';
 import type { Advice } from './advice.js';
 import type { Style } from './words.js';

@@ -1,0 +1,49 @@
+/**
+ * What requests of the admin API are put together from: names, sizes, places,
+ * how long to wait. Part of the one source of its types (DESIGN §9, §10).
+ *
+ * All sizes, offsets and LSNs are bytes; times of day are milliseconds since
+ * 1970; names end in their unit.
+ */
+
+import { z } from 'zod';
+import { NAME_PATTERN, NAME_RULE, parseDeviceName, parseSetName } from '../../base/names.js';
+import { BLOCK_BYTES, MAX_DEVICE_BYTES, formatSize, parseSize } from '../../base/units.js';
+
+export const Name = z.string(`must be ${NAME_RULE}`).regex(NAME_PATTERN, `must be ${NAME_RULE}`);
+
+/** A device within a group. */
+export const Device = z
+  .string('must be VOLUME, VOLUME@SNAPSHOT or VOLUME~LOCAL')
+  .refine((words) => parseDeviceName(words) !== undefined, `must be VOLUME, VOLUME@SNAPSHOT or VOLUME~LOCAL, each ${NAME_RULE}`);
+
+/** A device within a group, or a group snapshot. */
+export const DeviceOrSet = z
+  .string('must be VOLUME, VOLUME@SNAPSHOT or @SET')
+  .refine((words) => parseDeviceName(words) !== undefined || parseSetName(words) !== undefined, `must be VOLUME, VOLUME@SNAPSHOT or @SET, each ${NAME_RULE}`);
+
+const rangeRule = `must be [offset, length] in bytes, whole multiples of ${BLOCK_BYTES}`;
+const rangeNumber = z.number(rangeRule).int(rangeRule).nonnegative(rangeRule).max(MAX_DEVICE_BYTES, rangeRule).multipleOf(BLOCK_BYTES, rangeRule);
+/** Parts of a device, ascending and apart; none = all of it. */
+export const Ranges = z.array(z.tuple([rangeNumber, rangeNumber], rangeRule)).max(1024).default([]);
+
+export const LsnNumber = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
+
+const sizeRule = `must be a size such as "10G" or 10737418240, a multiple of ${BLOCK_BYTES}, from ${BLOCK_BYTES} to ${formatSize(MAX_DEVICE_BYTES)}`;
+
+/** Size of a device: bytes, or words such as "10G". Becomes bytes. */
+export const DeviceSize = z
+  .union([z.number(), z.string()], sizeRule)
+  .transform((value, context) => {
+    const bytes = typeof value === 'number' ? value : parseSize(value);
+    if (bytes !== undefined && Number.isSafeInteger(bytes) && bytes % BLOCK_BYTES === 0 && bytes >= BLOCK_BYTES && bytes <= MAX_DEVICE_BYTES) return bytes;
+    context.addIssue({ code: 'custom', message: sizeRule });
+    return z.NEVER;
+  });
+
+/**
+ * How far an operation must have come before it is answered: its marker
+ * `durable` in this node's journal, or `applied` by every secondary too.
+ */
+export const Wait = z.enum(['durable', 'applied'], 'must be "durable" or "applied"');
+export type Wait = z.infer<typeof Wait>;
