@@ -33,7 +33,7 @@ import { O } from '../io/io.js';
 import { must } from '../io/file.js';
 import type { Reactor } from '../io/reactor.js';
 
-export const END_FILE = 'end';
+const END_FILE = 'end';
 /** Arena bytes that a note holds. */
 export const END_ARENA_BYTES = BLOCK_BYTES;
 const NOTE_BYTES = 40;
