@@ -164,7 +164,7 @@ export class Commands {
       const { journal, destager, checkpointer, reader, walker, local } = group.content;
       add('journal_records_total', 'Records appended since start', 'counter', journal.appendedRecords);
       add('journal_batches_total', 'Batches appended since start', 'counter', journal.appendedBatches);
-      add('journal_syncs_total', 'fdatasyncs of the journal since start', 'counter', journal.syncCount);
+      add('journal_syncs_total', 'fdatasyncs of the journal since start', 'counter', journal.commit.count);
       add('destage_blocks_total', 'Blocks written to layer files since start', 'counter', destager.blocksWritten);
       add('destage_rounds_total', 'Destage rounds since start', 'counter', destager.roundsDone);
       add('checkpoints_total', 'Checkpoints committed since start', 'counter', checkpointer.commits);

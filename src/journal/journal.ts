@@ -1,8 +1,9 @@
 /**
- * The journal being written: batches, append, group commit (DESIGN §3).
+ * The journal being written: batches and their append (DESIGN §3).
  *
- * Owns: the position (LSN, chain), the batch under construction, which LSN is
- * durable, fdatasync. Must not know: what records mean, devices, links.
+ * Owns: the position (LSN, chain), the batch under construction, and that a
+ * failure is final. Must not know: what records mean, devices, links; when
+ * something becomes durable is the business of groupcommit.ts.
  *
  * LSNs kept here only grow within an epoch:
  *   appendedLsn  written to the page cache: survives SIGKILL of the daemon
@@ -22,13 +23,14 @@ import { IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { putHex, putU64 } from '../base/words.js';
 import { allocatedBytes } from '../io/arena.js';
-import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import {
   batch, BATCH_HEADER_BYTES, BATCH_MAGIC, entry, ENTRY_BYTES, MAX_BATCH_RECORDS, MAX_HEADER_BYTES,
   MAX_MARKER_BYTES, RecordKind, usedHeaderBytes,
 } from './format.js';
 import { END_ARENA_BYTES, EndNote } from './endnote.js';
+import { GroupCommit } from './groupcommit.js';
+import type { Committed } from './groupcommit.js';
 import { SegmentPool } from './segments.js';
 
 /** A place in one history: equal positions, equal logs. */
@@ -55,23 +57,22 @@ export interface JournalOptions {
 
 /** Segments that only markers may use, so that an operation can always be journaled and its effect free space. */
 const RESERVED_SEGMENTS = 1;
-const MARK_INTERVAL_US = 1_000_000;
 
 /** Arena bytes that a journal holds, its segment pool included. */
 export const JOURNAL_ARENA_BYTES = allocatedBytes(MAX_HEADER_BYTES) + allocatedBytes(MAX_MARKER_BYTES) + 2 * BLOCK_BYTES + END_ARENA_BYTES;
 
-export class Journal {
+export class Journal implements Committed {
   readonly pool: SegmentPool;
   /** Of a volatile journal: how far it goes. */
   readonly end: EndNote | undefined;
+  /** What of it is durable. */
+  readonly commit: GroupCommit;
   appendedLsn = 0;
-  durableLsn = 0;
   chainHi = 0;
   chainLo = 0;
   /** Payload bytes and records appended since open, for metrics. */
   appendedRecords = 0;
   appendedBatches = 0;
-  syncCount = 0;
   failure: IoError | undefined;
 
   onDurable: () => void = () => undefined;
@@ -87,17 +88,12 @@ export class Journal {
   private count = 0;
   private payloadBytes = 0;
   private headerDirtyTo = 0;
-  private syncing = false;
-  private syncWanted = 0;
-  private unsyncedSinceUs = -1;
-  private lastMarkUs = 0;
-  private markedLsn = 0;
-  private readonly syncTable = new JobTable(4);
   private closed = false;
 
   constructor(private readonly reactor: Reactor, readonly options: JournalOptions) {
     this.pool = new SegmentPool(reactor, options.directory, options.groupId, options.segmentBytes, options.maxSegments);
     this.end = options.volatile === true ? new EndNote(reactor, options.directory, options.groupId) : undefined;
+    this.commit = new GroupCommit(reactor, this, { syncBytes: options.syncBytes, syncUs: options.syncUs, volatile: this.volatile });
     this.header = reactor.arena.alloc(MAX_HEADER_BYTES);
     this.markerBuffer = reactor.arena.alloc(MAX_MARKER_BYTES);
     this.zeroBlock = reactor.arena.alloc(BLOCK_BYTES);
@@ -122,9 +118,7 @@ export class Journal {
     this.appendedLsn = position.lsn;
     this.chainHi = position.chainHi;
     this.chainLo = position.chainLo;
-    this.durableLsn = durableLsn;
-    this.syncWanted = 0;
-    this.unsyncedSinceUs = -1;
+    this.commit.begin(durableLsn);
   }
 
   /** The epoch that following batches belong to. */
@@ -146,9 +140,8 @@ export class Journal {
     return this.volatile ? this.appendedLsn : this.durableLsn;
   }
 
-  /** What `sync` was asked for. */
-  get wantedLsn(): number {
-    return this.syncWanted;
+  get durableLsn(): number {
+    return this.commit.durableLsn;
   }
 
   get position(): Position {
@@ -384,28 +377,16 @@ export class Journal {
     segment.headed ||= this.volatile;
     this.appendedRecords += batch.count(this.reactor.arena.view, at);
     this.appendedBatches++;
-    if (this.volatile) return 0;
-    if (this.unsyncedSinceUs < 0) this.unsyncedSinceUs = this.reactor.nowUs;
-    if (this.appendedLsn - this.durableLsn >= this.options.syncBytes) this.sync(this.appendedLsn);
+    this.commit.appended();
     return 0;
   }
 
   /**
    * Makes everything up to `lsn` durable; `onDurable` tells when durableLsn has moved. Group commit: calls join. A
-   * volatile journal only notes it, for whoever calls `settle`.
+   * volatile journal only notes it, for whoever settles it (groupcommit.ts).
    */
   sync(lsn: number): void {
-    if (lsn <= this.durableLsn || this.failure !== undefined) return;
-    if (lsn > this.syncWanted) this.syncWanted = lsn;
-    if (!this.syncing && !this.volatile) this.startSync();
-  }
-
-  /** Of a volatile journal: what lies below `lsn` is durable elsewhere. */
-  settle(lsn: number): void {
-    assert(this.volatile && lsn <= this.appendedLsn, 'only what a volatile journal holds is settled');
-    if (lsn <= this.durableLsn) return;
-    this.durableLsn = lsn;
-    this.onDurable();
+    this.commit.sync(lsn);
   }
 
   /**
@@ -414,75 +395,26 @@ export class Journal {
    * journal stays as durable as it is.
    */
   syncNow(): number {
-    if (this.failure !== undefined) return -this.failure.errno;
-    if (this.volatile) return 0;
-    for (const segment of this.pool.live) {
-      if (!segment.dirty && !this.syncing) continue;
-      segment.dirty = false;
-      const result = this.reactor.io.fdatasync(segment.fd);
-      if (result < 0) return this.fail(result, 'fdatasync the journal');
-      segment.headed = true;
-    }
-    this.unsyncedSinceUs = -1;
-    this.durableLsn = this.appendedLsn;
-    return 0;
-  }
-
-  /** An fdatasync is in flight. */
-  get syncInFlight(): boolean {
-    return this.syncing;
+    return this.failure === undefined ? this.commit.now() : -this.failure.errno;
   }
 
   /** The journal's own bound: call once a tick. */
   poll(): void {
-    if (this.unsyncedSinceUs >= 0 && !this.syncing && this.reactor.nowUs - this.unsyncedSinceUs >= this.options.syncUs) {
-      this.sync(this.appendedLsn);
-    }
+    this.commit.poll();
   }
 
-  /** Microseconds until `poll` has something to do, or −1. */
-  get pollDueUs(): number {
-    if (this.unsyncedSinceUs < 0 || this.syncing) return -1;
-    return Math.max(0, this.options.syncUs - (this.reactor.nowUs - this.unsyncedSinceUs));
+  // ---- for the group commit -----------------------------------------------------------------------
+
+  get failed(): boolean {
+    return this.failure !== undefined;
   }
 
-  private startSync(): void {
-    const target = this.appendedLsn;
-    const table = this.syncTable.clear();
-    const synced = this.pool.live.filter((segment) => segment.dirty);
-    for (const segment of synced) {
-      segment.dirty = false;
-      segment.holds++;
-      table.add(JobOp.fdatasync, segment.fd, 0, 0, 0);
-    }
-    this.syncing = true;
-    this.unsyncedSinceUs = -1;
-    this.reactor.submit(Queue.sync, table, (result) => {
-      for (const segment of synced) segment.holds--;
-      this.syncing = false;
-      if (this.closed) return;
-      this.syncCount++;
-      if (result < 0) {
-        this.fail(result, 'fdatasync the journal');
-        return;
-      }
-      for (const segment of synced) segment.headed = true;
-      this.durableLsn = Math.max(this.durableLsn, target);
-      if (this.syncWanted > this.durableLsn) this.startSync();
-      this.markDurable();
-      this.onDurable();
-    });
+  durableMoved(): void {
+    this.onDurable();
   }
 
-  private markDurable(): void {
-    if (this.markedLsn === this.durableLsn || this.reactor.nowUs - this.lastMarkUs < MARK_INTERVAL_US) return;
-    this.lastMarkUs = this.reactor.nowUs;
-    this.markedLsn = this.durableLsn;
-    const result = this.pool.mark(this.durableLsn);
-    if (result < 0) this.fail(result, 'write the durable mark of the journal');
-  }
-
-  private fail(result: number, doing: string): number {
+  /** Something that cannot be taken back went wrong: −`result`, which is returned. */
+  fail(result: number, doing: string): number {
     if (this.failure === undefined) {
       this.failure = new IoError(-result, doing, this.options.directory);
       this.onFailure(this.failure);
@@ -493,6 +425,7 @@ export class Journal {
   close(): void {
     if (this.closed) return;
     this.closed = true;
+    this.commit.close();
     this.pool.close();
     this.end?.close();
     for (const buffer of [this.header, this.markerBuffer, this.zeroBlock]) this.reactor.arena.release(buffer);

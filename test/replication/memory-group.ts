@@ -261,7 +261,7 @@ export class MemoryGroup implements ReplicatedGroup {
     this.opened = undefined;
     old.onDurable = () => undefined;
     const wait = (): void => {
-      if (old.syncInFlight) this.reactor.after(1000, wait);
+      if (old.commit.inFlight) this.reactor.after(1000, wait);
       else old.close();
     };
     wait();

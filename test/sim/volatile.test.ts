@@ -117,7 +117,7 @@ t.test('FLUSH, FUA and operations wait until a committed checkpoint has it, and 
   t.ok(checkpointer.committedAt.lsn >= end && checkpointer.lowWater.lsn === checkpointer.committedAt.lsn);
   t.ok(checkpointer.commits - commits <= 2, `${checkpointer.commits - commits} checkpoints`);
   t.equal(journal.durableLsn, checkpointer.committedAt.lsn);
-  t.equal(journal.syncCount, 0, 'the journal itself was never synced');
+  t.equal(journal.commit.count, 0, 'the journal itself was never synced');
   rig.verify();
 });
 

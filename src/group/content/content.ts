@@ -400,7 +400,7 @@ export class Content {
 
   /** No helper job uses this content any more. */
   get quiet(): boolean {
-    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.walker.jobInFlight && !this.mapTasks.jobInFlight && !this.journal.syncInFlight && !this.journal.pool.busy && !this.journal.pool.held && !this.local.jobsInFlight && this.reader.readsInFlight === 0;
+    return !this.destager.jobsInFlight && !this.checkpointer.jobInFlight && !this.walker.jobInFlight && !this.mapTasks.jobInFlight && !this.journal.commit.inFlight && !this.journal.pool.busy && !this.journal.pool.held && !this.local.jobsInFlight && this.reader.readsInFlight === 0;
   }
 
   /** Starts nothing more; `quiet` tells when it may be closed. */

@@ -66,7 +66,7 @@ export class VolatileRounds {
   poll(stable: number): void {
     const { host } = this;
     const { destager, checkpointer, store } = host;
-    host.journal.settle(checkpointer.committedAt.lsn);
+    host.journal.commit.settle(checkpointer.committedAt.lsn);
     if (!destager.busy && !checkpointer.busy && this.wanted) {
       if (store.pending.blocks > 0) destager.request();
       else host.beginCheckpoint();
@@ -78,7 +78,7 @@ export class VolatileRounds {
 
   private get wanted(): boolean {
     const { journal, appliedLsn, checkpointer } = this.host;
-    const asked = this.finishing ? appliedLsn : Math.min(journal.wantedLsn, appliedLsn);
+    const asked = this.finishing ? appliedLsn : Math.min(journal.commit.wantedLsn, appliedLsn);
     return asked > checkpointer.committedAt.lsn || this.host.checkpointDue();
   }
 

@@ -121,7 +121,7 @@ export class LocalJournal {
   }
 
   get jobsInFlight(): boolean {
-    return this.jobs > 0 || this.journal.syncInFlight || this.journal.pool.busy;
+    return this.jobs > 0 || this.journal.commit.inFlight || this.journal.pool.busy;
   }
 
   get bytesToCome(): number {
