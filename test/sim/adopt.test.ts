@@ -10,7 +10,7 @@ import { KIB, MIB, REGION_BYTES } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
 import type { OperationReply, SealReply } from '../../src/control/schema/replies.js';
 import { adoptable } from '../model/devices.js';
-import { GROUP, SimHost, SMALL } from './cluster.js';
+import { GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
 import { LocalDevices } from './local.js';
 import { BLOCK, ZERO_BLOCK } from './model.js';
 import type { Random } from './random.js';
@@ -243,7 +243,7 @@ class AdoptRun {
     this.advance(() => {
       const problem = other.group.hasContent ? other.group.content.applyProblem : undefined;
       if (problem !== undefined) throw new Error(problem);
-      return one.group.role === 'primary' && other.group.hasContent && other.group.appliedLsn === one.group.position.lsn;
+      return one.group.role === 'primary' && caughtUp(one, other);
     });
   }
 

@@ -387,3 +387,12 @@ function isOperation(request: ControlRequest): request is OperationRequest {
       return false;
   }
 }
+
+/**
+ * Whether `secondary` has applied all that `primary` has appended, of the same
+ * history: equal LSNs alone may be those of two histories that have not met yet.
+ */
+export function caughtUp(primary: SimHost, secondary: SimHost): boolean {
+  const [one, other] = [primary.group, secondary.group];
+  return other.hasContent && other.appliedLsn === one.position.lsn && other.position.lsn === one.position.lsn && other.epochs.at(-1)!.id === one.epochs.at(-1)!.id;
+}

@@ -11,7 +11,7 @@ import { KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
 import type { LinksReply } from '../../src/control/schema/replies.js';
 import { FINAL_FILE } from '../../src/group/content/finalnote.js';
-import { GROUP, SimHost, SMALL } from './cluster.js';
+import { GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
 import { LocalDevices } from './local.js';
 import { BLOCK } from './model.js';
 import { World } from './world.js';
@@ -89,8 +89,7 @@ class Three {
   }
 
   caughtUp(host: SimHost): boolean {
-    const { a } = this;
-    return host.group.hasContent && host.group.position.lsn === a.group.position.lsn && host.group.epochs.length === a.group.epochs.length;
+    return caughtUp(this.a, host);
   }
 
   /** c has what b lacks, and a has told that it is durable there. */

@@ -4,7 +4,7 @@
  */
 import t from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
-import { GROUP, SimHost, SMALL } from './cluster.js';
+import { GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
 import { LocalDevices } from './local.js';
 import { BLOCK } from './model.js';
 import { World } from './world.js';
@@ -35,14 +35,13 @@ for (const crash of ['none', 'power', 'kill'] as const) {
       run(() => errno >= 0);
       t.equal(errno, 0);
     };
-    const caughtUp = (): boolean => b.group.hasContent && b.group.position.lsn === a.group.position.lsn && b.group.epochs.length === a.group.epochs.length;
     b.start();
     a.start();
     const create = a.command({ op: 'create', group: GROUP, name: 'v', sizeBytes: MIB, ...WAIT });
     run(() => create.ended);
     write(0, 1);
     const flush = a.command({ op: 'flush', group: GROUP, upTo: 'durable' });
-    run(() => flush.ended && caughtUp() && b.group.stableLsn === a.group.journal.durableLsn);
+    run(() => flush.ended && caughtUp(a, b) && b.group.stableLsn === a.group.journal.durableLsn);
     const locals = new LocalDevices(b);
     locals.attach();
     const used = locals.snapshot('v', 'used')!;
@@ -53,7 +52,7 @@ for (const crash of ['none', 'power', 'kill'] as const) {
     const common = b.group.position.lsn;
 
     write(2, 2);
-    run(caughtUp);
+    run(() => caughtUp(a, b));
     t.ok(a.group.journal.durableLsn <= common, 'the primary can still lose it');
     const late = locals.snapshot('v', 'late')!;
     t.match(late.notice, /cannot be used yet: the primary has not confirmed/);
@@ -68,7 +67,7 @@ for (const crash of ['none', 'power', 'kill'] as const) {
     run(() => a.group.role === 'primary');
     t.ok(a.group.epochs.at(-1)!.start.lsn < b.group.position.lsn, 'the primary goes on from below');
     world.network.heal('a', 'b');
-    run(() => caughtUp() && !b.group.changing);
+    run(() => caughtUp(a, b) && !b.group.changing);
     const judge = (): void => {
       t.same([...b.group.local!.tree.all()].map((device) => device.name), ['v~used'], 'it is gone, the other is there');
       run(() => b.path!.blocks.find(`${GROUP}/v~used`) !== undefined);
@@ -89,7 +88,7 @@ for (const crash of ['none', 'power', 'kill'] as const) {
       b.start();
       t.equal(b.problem, undefined);
       locals.attach();
-      run(() => caughtUp());
+      run(() => caughtUp(a, b));
       t.same(b.group.local!.problems(), [], 'what was dropped once is not reported again');
       t.equal(b.group.local!.tree.find('v~late')?.id, found.id);
     }

@@ -7,7 +7,7 @@
  */
 import { KIB, MIB } from '../../src/base/units.js';
 import { Carrier } from './carrier.js';
-import { ALONE, GROUP, SimHost, SMALL } from './cluster.js';
+import { ALONE, GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
 import type { Sizes } from './cluster.js';
 import { blockOf, equal } from './model.js';
 import type { ModelState } from './model.js';
@@ -264,8 +264,7 @@ export class PairRun {
       } else {
         refusedSince = -1;
       }
-      // Equal LSNs may be those of two histories, as long as they have not met.
-      return this.workload.idle && (link === undefined || link.state === 'streaming') && this.b.group.hasContent && this.b.group.appliedLsn === this.a.group.position.lsn;
+      return this.workload.idle && (link === undefined || link.state === 'streaming') && caughtUp(this.a, this.b);
     }, 300e6);
   }
 

@@ -5,7 +5,7 @@
 import t from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
-import { GROUP, SimHost, SMALL } from './cluster.js';
+import { GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
 import type { Peering, Sizes } from './cluster.js';
 import { equal } from './model.js';
 import { Rig } from './rig.js';
@@ -83,8 +83,7 @@ class Two {
   }
 
   get caughtUp(): boolean {
-    const { a, b } = this;
-    return b.group.hasContent && b.group.position.lsn === a.group.position.lsn && b.group.epochs.length === a.group.epochs.length;
+    return caughtUp(this.a, this.b);
   }
 
   /** Acknowledged writes, one after the other. Returns the errno of the first that failed, or 0. */

@@ -2,7 +2,7 @@
 import t from 'tap';
 import type { Test } from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
-import { GROUP, SimHost, SMALL } from './cluster.js';
+import { GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
 import type { Peering } from './cluster.js';
 import { Workload } from './workload.js';
 import { World } from './world.js';
@@ -62,7 +62,7 @@ class Two {
   }
 
   get caughtUp(): boolean {
-    return this.b.group.hasContent && this.b.group.position.lsn === this.a.group.position.lsn && this.b.group.epochs.length === this.a.group.epochs.length;
+    return caughtUp(this.a, this.b);
   }
 
   write(count: number): void {
