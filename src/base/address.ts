@@ -46,6 +46,7 @@ function parseTcp(rest: string): Address | string {
   return { kind: 'tcp', host: match[1] ?? match[2], port };
 }
 
+/** As a person writes it; `parseAddress` reads it back. */
 export function formatAddress(address: Address): string {
   if (address.kind === 'unix') return `unix:${address.path}`;
   return `tcp:${address.host.includes(':') ? `[${address.host}]` : address.host}:${address.port}`;

@@ -8,6 +8,7 @@ class AssertionError extends Error {
   override readonly name = 'AssertionError';
 }
 
+/** Throws AssertionError: a bug of ours, for which nobody is prepared. */
 export function assert(condition: boolean, message: string): asserts condition {
   if (!condition) throw new AssertionError(message);
 }

@@ -78,6 +78,7 @@ function errnoName(errno: number): string {
   return ERRNO_NAMES[errno]?.[0] ?? `errno ${errno}`;
 }
 
+/** "no space left on device (ENOSPC)"; `errno` is positive. */
 export function errnoText(errno: number): string {
   const known = ERRNO_NAMES[errno];
   return known ? `${known[1]} (${known[0]})` : `errno ${errno}`;

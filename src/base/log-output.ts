@@ -19,6 +19,7 @@ export interface LogOutput {
   readonly node: string;
 }
 
+/** A log of the main thread; nothing is buffered. */
 export function openLog(output: LogOutput): Log {
   const text = output.format === 'text' || (output.format === 'auto' && process.stderr.isTTY === true);
   if (text) return new SinkLog((entry) => writeAll(formatEntry(entry, new Date())), output.level);

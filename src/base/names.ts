@@ -26,6 +26,7 @@ export interface ExportName {
   readonly device: string | undefined;
 }
 
+/** Whether it keeps NAME_RULE. */
 export function isName(words: string): boolean {
   return NAME_PATTERN.test(words);
 }

@@ -27,6 +27,7 @@ export const LOCAL_STAMPS = 2 ** 52;
 /** Largest size of a device, in bytes (1 PiB: every block offset fits 38 bits, every byte offset 50). */
 export const MAX_DEVICE_BYTES = 2 ** 50;
 
+/** Whether the id is one of a device that exists on this node only. */
 export function isLocalDevice(id: number): boolean {
   return id >= LOCAL_DEVICES;
 }

@@ -19,6 +19,7 @@ export function getU64(view: DataView, at: number): number {
 const HEX: string[] = [];
 for (let i = 0; i < 256; i++) HEX.push(i.toString(16).padStart(2, '0'));
 
+/** Bytes [start, end) as lower-case hexadecimal digits. */
 export function toHex(bytes: Uint8Array, start = 0, end = bytes.length): string {
   let text = '';
   for (let i = start; i < end; i++) text += HEX[bytes[i]];

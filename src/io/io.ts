@@ -77,11 +77,13 @@ export class JobTable {
     this.rows = new Float64Array(capacity * JOB_COLUMNS);
   }
 
+  /** Takes all rows out. */
   clear(): this {
     this.count = 0;
     return this;
   }
 
+  /** Adds a row (see JobOp): `buffer` is an arena offset, `length` and `pos` are bytes. Grows as needed. */
   add(op: number, fd: number, buffer: number, length: number, pos: number): this {
     let at = this.count * JOB_COLUMNS;
     if (at === this.rows.length) {

@@ -33,6 +33,7 @@ const ATTRIBUTE_HEADER_BYTES = 4;
 const NESTED = 0x8000;
 const NUMBER_MASK = 0x3fff;
 
+/** Throws where the machine has another byte order than this codec. */
 export function assertLittleEndian(): void {
   assert(endianness() === 'LE', 'the netlink codec was written for little-endian machines');
 }
@@ -55,6 +56,7 @@ export function attribute(number: number, value: Uint8Array): Uint8Array {
   return out;
 }
 
+/** In the machine's byte order. */
 export function u32Attribute(number: number, value: number): Uint8Array {
   assert(Number.isInteger(value) && value >= 0 && value <= 0xffffffff, `${value} is no u32`);
   const bytes = new Uint8Array(4);
@@ -62,6 +64,7 @@ export function u32Attribute(number: number, value: number): Uint8Array {
   return attribute(number, bytes);
 }
 
+/** In the machine's byte order. */
 export function u64Attribute(number: number, value: number): Uint8Array {
   assert(Number.isSafeInteger(value) && value >= 0, `${value} is no u64`);
   const bytes = new Uint8Array(8);
@@ -75,6 +78,7 @@ export function textAttribute(number: number, text: string): Uint8Array {
   return attribute(number, new TextEncoder().encode(`${text}\0`));
 }
 
+/** Attributes within an attribute. */
 export function nestedAttribute(number: number, inner: readonly Uint8Array[]): Uint8Array {
   return attribute(number | NESTED, concat(inner));
 }

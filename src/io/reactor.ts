@@ -222,6 +222,7 @@ export class Reactor {
     this.stopping = false;
   }
 
+  /** `run` returns at the end of the tick under way. */
   stop(): void {
     this.stopping = true;
   }

@@ -28,6 +28,7 @@ export class TimerHeap {
   private readonly free: number[] = [];
   private slots = 0;
 
+  /** Timers that are set. */
   get size(): number {
     return this.count;
   }

@@ -192,6 +192,7 @@ export const RecordKind = {
 
 const KIND_NAMES: Record<number, string> = { 1: 'data', 2: 'zero', 3: 'marker' };
 
+/** For people; also of a kind that this version does not know. */
 export function recordKindName(kind: number): string {
   return KIND_NAMES[kind] ?? `kind ${kind}`;
 }

@@ -128,6 +128,7 @@ export class Journal implements Committed {
     putHex(this.reactor.arena.u8, this.header + 48, epoch.id);
   }
 
+  /** It lies in memory. */
   get volatile(): boolean {
     return this.options.volatile === true;
   }
@@ -140,10 +141,12 @@ export class Journal implements Committed {
     return this.volatile ? this.appendedLsn : this.durableLsn;
   }
 
+  /** Everything below survives power loss. */
   get durableLsn(): number {
     return this.commit.durableLsn;
   }
 
+  /** Behind the last appended batch. */
   get position(): Position {
     return { lsn: this.appendedLsn, chainHi: this.chainHi, chainLo: this.chainLo };
   }

@@ -71,6 +71,7 @@ export interface FoundSegment extends Segment {
 /** Names of segment files. */
 export const SEGMENT_NAME = /^segment-(\d{6})$/;
 
+/** Of the file, within the journal's directory. */
 export function segmentName(number: number): string {
   return `segment-${String(number).padStart(6, '0')}`;
 }
@@ -111,6 +112,7 @@ export class SegmentPool {
     return this.segmentBytes - SEGMENT_HEADER_BYTES;
   }
 
+  /** Segments that can be begun at once. */
   get freeCount(): number {
     return this.free.length;
   }
@@ -224,10 +226,12 @@ export class SegmentPool {
     return live[low];
   }
 
+  /** Byte of the segment's file at which `lsn`, which it holds, lies. */
   filePosition(segment: Segment, lsn: number): number {
     return SEGMENT_HEADER_BYTES + lsn - segment.baseLsn;
   }
 
+  /** The one that is written to. */
   get current(): Segment {
     return this.live[this.live.length - 1];
   }

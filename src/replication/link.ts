@@ -179,11 +179,6 @@ export class OutgoingLink implements SessionOwner {
     this.group.setCursor(this.peer, lsn);
   }
 
-  /** Oldest LSN that the journal is kept for; undefined when nothing is. */
-  get cursorLsn(): number | undefined {
-    return this.cursor;
-  }
-
   // ---- what sessions tell -----------------------------------------------------------------------------------
 
   authenticated(session: LinkSession): PeerError | undefined {

@@ -166,6 +166,7 @@ export class Checkpointer {
     return file;
   }
 
+  /** A checkpoint is under way. */
   get busy(): boolean {
     return this.state !== 'idle';
   }
@@ -185,6 +186,7 @@ export class Checkpointer {
     return this.busyJob;
   }
 
+  /** Length of the map file that is written to. */
   get mapFileBytes(): number {
     return this.file(this.store.map.currentFile).length;
   }

@@ -108,6 +108,7 @@ export class Destager {
     this.freeBuffers = [...this.buffers];
   }
 
+  /** A round is under way. */
   get busy(): boolean {
     return this.state !== 'idle';
   }

@@ -82,6 +82,7 @@ export class Inners {
     u32[at + 2 + (slot >>> 5)] |= 1 << (slot & 31);
   }
 
+  /** Whether no child is left: then the node stands for zeros. */
   isEmpty(h: number): boolean {
     for (let slot = 0; slot < FAN_OUT; slot++) if (this.child(h, slot) !== 0) return false;
     return true;

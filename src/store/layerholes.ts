@@ -95,6 +95,7 @@ export class LayerHoles {
     this.seek(cursor, layer);
   }
 
+  /** How many files are looked at. */
   get layers(): number {
     return this.cursors.length;
   }

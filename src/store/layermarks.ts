@@ -49,6 +49,7 @@ export class LayerMarks implements LeafVisitor {
     }
   }
 
+  /** `block`: counted from the start of the present place. */
   isMarked(layer: number, block: number): boolean {
     const row = this.rows.get(layer);
     if (row === undefined || this.places[row] !== this.place) return false;

@@ -43,6 +43,7 @@ export class LayerRemover {
 
   constructor(private readonly reactor: Reactor, private readonly layers: LayerTable, private readonly jobBytes: number, private readonly smallBytes: number) {}
 
+  /** `layer` is frozen and nothing refers to it: it is to be removed. */
   add(layer: Layer): void {
     this.doomed.push(layer);
   }

@@ -121,12 +121,14 @@ export class LayerTable {
     return layer.number;
   }
 
+  /** The layer, which exists. */
   get(number: number): Layer {
     const layer = this.byNumber.get(number);
     assert(layer !== undefined, `layer ${number} is unknown`);
     return layer;
   }
 
+  /** Undefined: there is no such layer (any more). */
   find(number: number): Layer | undefined {
     return this.byNumber.get(number);
   }
@@ -139,6 +141,7 @@ export class LayerTable {
     return this.byNumber.size;
   }
 
+  /** Records above `lsn` are not written to it; its logical content stays as it is. */
   freeze(number: number, lsn: number): void {
     const layer = this.get(number);
     assert(layer.frozenLsn === 0, `layer ${number} is frozen already`);
@@ -219,6 +222,7 @@ export class LayerTable {
     if (siblings.length === 0) this.byDevice.delete(layer.device);
   }
 
+  /** Where its file lies, or would lie. */
   path(layer: Layer): string {
     return `${this.directory}/${layerFileName(layer)}`;
   }

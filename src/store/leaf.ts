@@ -210,6 +210,7 @@ export class Leaves {
     return this.nodes.slabs.u32[(word >>> 16) & 0xfff][((word & 0xffff) << 2) + 1];
   }
 
+  /** Whether its body is a delta over a base. */
   isDelta(h: number): boolean {
     return h !== 0 && this.nodes.kindOf(h) >= Kind.delta4;
   }

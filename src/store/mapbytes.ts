@@ -20,6 +20,7 @@ function checksum(crc32c: Crc32c, bytes: Uint8Array, at: number, length: number,
   return crc32c(bytes, at + HEADER_BYTES, at + length, head);
 }
 
+/** Bytes that `varint` takes for it. */
 export function varintBytes(value: number): number {
   let bytes = 1;
   for (let rest = value; rest >= 128; rest = Math.floor(rest / 128)) bytes++;
@@ -140,6 +141,7 @@ export class RecordReader {
     return this;
   }
 
+  /** Throws CorruptionError at this record. */
   fail(message: string): never {
     throw new CorruptionError(this.file, this.position, message);
   }

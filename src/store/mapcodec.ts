@@ -66,6 +66,7 @@ export class InnerContent {
   changedLow = 0;
   changedHigh = 0;
 
+  /** Whether a delta record names this child. */
   isChanged(slot: number): boolean {
     return (((slot < 32 ? this.changedLow : this.changedHigh) >>> (slot & 31)) & 1) !== 0;
   }
@@ -366,6 +367,7 @@ export function decodeNode(bytes: Uint8Array, position: number, file: string, in
   }
 }
 
+/** Room for one decoded record, to be used again and again. */
 export function newDecoded(): Decoded {
   return { leaf: new LeafContent(), inner: new InnerContent(), type: 0, basePosition: 0 };
 }

@@ -39,6 +39,7 @@ export class MapFile {
     public length: number,
   ) {}
 
+  /** Of map file `number`. */
   static pathOf(directory: string, number: number): string {
     return `${directory}/map-${String(number).padStart(6, '0')}`;
   }

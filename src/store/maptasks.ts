@@ -94,10 +94,12 @@ export class MapTasks {
     private readonly options: MapTaskOptions,
   ) {}
 
+  /** Tasks waiting or under way. */
   get count(): number {
     return this.tasks.length;
   }
 
+  /** No task is taken now. */
   get full(): boolean {
     return this.closed || this.tasks.length >= MAX_MAP_TASKS;
   }

@@ -72,6 +72,7 @@ const TIDY_SLACK_BYTES = 1024 * 1024;
 const ADDRESS_MASK = 0x0fffffff;
 const REFERENCED = -0x80000000;
 
+/** A Kind; of the word of a node with a body. */
 export function kindOfWord(word: number): number {
   return (word >>> 28) & 7;
 }
@@ -130,6 +131,7 @@ export class Nodes {
     return this.unused;
   }
 
+  /** References to the node; 0 = the handle is free. */
   refsOf(h: number): number {
     return this.refs[h >>> HANDLE_SHIFT][h & HANDLE_MASK];
   }
@@ -139,14 +141,17 @@ export class Nodes {
     return this.words[h >>> HANDLE_SHIFT][h & HANDLE_MASK];
   }
 
+  /** A Kind; of a node with a body. */
   kindOf(h: number): number {
     return (this.words[h >>> HANDLE_SHIFT][h & HANDLE_MASK] >>> 28) & 7;
   }
 
+  /** Where its record lies (REF_FLAGS); 0 = it has none. */
   diskRefOf(h: number): number {
     return this.disk[h >>> HANDLE_SHIFT][h & HANDLE_MASK];
   }
 
+  /** The newest stamp below it, or an upper bound. */
   topOf(h: number): number {
     return h === 0 ? 0 : this.tops[h >>> HANDLE_SHIFT][h & HANDLE_MASK];
   }
@@ -210,6 +215,7 @@ export class Nodes {
     words[h & HANDLE_MASK] = 0;
   }
 
+  /** One reference more; 0 stands for zeros and is not counted. */
   retain(h: number): void {
     if (h === 0) return;
     const refs = this.refs[h >>> HANDLE_SHIFT];
@@ -313,10 +319,12 @@ export class Nodes {
     this.pinnedFile = file * REF_FILE;
   }
 
+  /** Ends `pin`. */
   unpin(): void {
     this.pinnedFrom = Infinity;
   }
 
+  /** Whether `pin` holds for the record. */
   isPinnedRef(ref: number): boolean {
     return ref >= this.pinnedFrom && (ref % REF_FLAGS & REF_FILE) === this.pinnedFile;
   }

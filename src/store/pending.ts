@@ -61,10 +61,12 @@ export class PendingTable {
     return this.open.blocks;
   }
 
+  /** Entries of the round under way. */
   get sealedBlocks(): number {
     return this.sealedActive ? this.sealed.blocks : 0;
   }
 
+  /** Entries of both generations; a block that was written again counts twice. */
   get blocks(): number {
     return this.openBlocks + this.sealedBlocks;
   }
@@ -128,6 +130,7 @@ export class PendingTable {
     this.sealedActive = false;
   }
 
+  /** `sealedPart` takes 0 to partCount − 1. */
   get partCount(): number {
     return PARTS;
   }
@@ -171,6 +174,7 @@ export class PendingColumns {
   private order = new Float64Array(1024);
   private scratch = { layer: new Uint32Array(1024), block: new Float64Array(1024), lsn: new Float64Array(1024) };
 
+  /** Makes room for `count` entries; what was in it is gone. */
   reserve(count: number): void {
     if (count <= this.layer.length) return;
     const size = 2 ** Math.ceil(Math.log2(count));
@@ -181,6 +185,7 @@ export class PendingColumns {
     this.scratch = { layer: new Uint32Array(size), block: new Float64Array(size), lsn: new Float64Array(size) };
   }
 
+  /** Adds an entry; `sort` brings it to its place. `lsn`: where in the journal the block's bytes lie. */
   put(layer: number, block: number, lsn: number): void {
     const i = this.count++;
     this.scratch.layer[i] = layer;

@@ -33,6 +33,7 @@ export class RefTable {
     return 0;
   }
 
+  /** `key` and `value` are not 0. */
   set(key: number, value: number): void {
     const hash = hashOf(key);
     const part = hash >>> 22;

@@ -102,6 +102,7 @@ export class SizeTask implements MapTask {
     this.owners = new Owners(roots.length);
   }
 
+  /** Nodes looked at. */
   get progress(): number {
     return this.sweep.visited;
   }

@@ -78,6 +78,7 @@ export class Slabs {
     return address;
   }
 
+  /** Gives back what `alloc` gave for this class. */
   free(slabClass: number, address: number): void {
     const page = address >>> 12;
     assert(this.pageClass[page] === slabClass && this.pageUsed[page] > 0, 'a slot is freed as what it was allocated');

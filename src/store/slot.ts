@@ -56,6 +56,7 @@ export interface FoundSlot {
   readonly body: SlotBody;
 }
 
+/** The slot that checkpoint `sequence` is written to: the two take turns. */
 export function slotPath(directory: string, sequence: number): string {
   return `${directory}/checkpoint-${sequence % 2}`;
 }

@@ -64,6 +64,7 @@ export class Store {
     this.map = new BlockMap(loadInner, mapName);
   }
 
+  /** The device, which exists. */
   device(id: number): StoredDevice {
     const last = this.lastDevice;
     if (last !== undefined && last.id === id) return last;
@@ -73,6 +74,7 @@ export class Store {
     return device;
   }
 
+  /** Undefined: there is no such device. */
   find(id: number): StoredDevice | undefined {
     return this.devices.get(id);
   }
@@ -85,11 +87,13 @@ export class Store {
     return this.devices.size;
   }
 
+  /** An all-zero device; its first layer begins behind `lsn`. */
   create(id: number, sizeBytes: number, lsn: number): void {
     assert(!this.devices.has(id), `device ${id} exists`);
     this.devices.set(id, { id, root: this.map.create(blockOf(sizeBytes)), sizeBytes, layer: 0, frozenLsn: lsn });
   }
 
+  /** Ends the device at `lsn`; what only it used is given back in the background. */
   remove(id: number, lsn: number): void {
     const device = this.device(id);
     this.freeze(device, lsn);

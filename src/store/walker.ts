@@ -127,6 +127,7 @@ export class Walker {
     this.due = new WalkDue(store, options);
   }
 
+  /** A walk is under way. */
   get walking(): boolean {
     return this.state !== 'idle';
   }

@@ -146,11 +146,6 @@ export class Exports {
     for (const view of this.views.values()) disconnect(view, reason);
   }
 
-  /** After a change of role: clients of devices that are no longer served. */
-  disconnectUnserved(reason: string): void {
-    if (!this.host.serving) this.disconnectAll(reason);
-  }
-
   /**
    * Allocation of [offset, offset + length) as pairs (bytes, flags) into `out`;
    * `done` gets the number of pairs, or −errno. Holes are what no layer has;
