@@ -42,7 +42,9 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   'vendor/nbd-protocol-ts': [],
   'io': ['base'],
   'journal': ['base', 'io'],
-  'store': ['base', 'io', 'journal'],
+  'store/map': ['base'],
+  'store': ['base', 'io', 'journal', 'store/map'],
+  'store/walk': ['base', 'io', 'journal', 'store'],
   'group/tree': ['base', 'journal'],
   'group/local': ['base', 'io', 'journal', 'store', 'group/tree'],
   'group/content': ['base', 'io', 'journal', 'store', 'group/tree', 'group/local'],
@@ -61,7 +63,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
 /** The part that a file below src/ belongs to: its directory, or its own name at the top. */
 function partOf(file: string): string {
   const path = relative('src', file).split(sep);
-  if (path[0] === 'vendor' || (path[0] === 'group' && path.length > 2)) return path.slice(0, 2).join('/');
+  if (path[0] === 'vendor' || (['store', 'group'].includes(path[0]) && path.length > 2)) return path.slice(0, 2).join('/');
   return path.length === 1 ? path[0].replace(/\.(ts|js)$/, '') : path[0];
 }
 
@@ -117,6 +119,8 @@ t.test('the import check sees forbidden imports', async (t) => {
   t.match(check('src/vendor/nbd-protocol-ts/a.ts', 'src/base/b.ts'), /may not know base/);
   t.match(check('src/io/a.ts', 'test/b.ts'), /outside of src/);
   t.match(check('src/fresh/a.ts', 'src/base/b.ts'), /no row/);
+  t.match(check('src/store/map/a.ts', 'src/io/b.ts'), /may not know io/);
+  t.match(check('src/store/a.ts', 'src/store/walk/b.ts'), /may not know store\/walk/);
   t.match(check('src/group/tree/a.ts', 'src/group/b.ts'), /may not know group/);
   t.match(check('src/group/content/a.ts', 'src/group/requests/b.ts'), /may not know group\/requests/);
   t.match(check('src/replication/a.ts', 'src/group/group.ts'), /may not know group/);

@@ -2,9 +2,9 @@
  * Micro-bench of the block map: time per look-up and change, memory, metadata
  * bytes per write. `node dist/scripts/bench/map.js`
  */
-import { BlockMap, fileOfRef, positionOfRef } from '../../src/store/map.js';
-import type { MapRoot } from '../../src/store/map.js';
-import { MapWriter } from '../../src/store/mapwriter.js';
+import { BlockMap, fileOfRef, positionOfRef } from '../../src/store/map/map.js';
+import type { MapRoot } from '../../src/store/map/map.js';
+import { MapWriter } from '../../src/store/map/writer.js';
 
 const GIB_BLOCKS = 262144;
 const LSN_PER_WRITE = 4160;

@@ -4,8 +4,8 @@
  *
  * Owns: the place where the count stands. Must not know: what the states are.
  */
-import type { BlockMap, MapRoot } from './map.js';
-import { MapDiff } from './mapdiff.js';
+import type { BlockMap, MapRoot } from './map/map.js';
+import { MapDiff } from './map/diff.js';
 import { Step } from './maptasks.js';
 import type { MapTask, StepResult } from './maptasks.js';
 

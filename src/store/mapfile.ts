@@ -5,7 +5,7 @@
  * mean, which of them are live.
  *
  *     block 0   header: u32 magic, u32 CRC32C of [8, 48), u64 number, 16B group id, zero
- *     then      node records, 8-byte aligned (mapcodec.ts)
+ *     then      node records, 8-byte aligned (map/codec.ts)
  *
  * Compaction writes the live nodes to a file with the next number, never one
  * that a slot may name; the checkpoint that names it is what makes it the map file.

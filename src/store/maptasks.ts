@@ -16,7 +16,7 @@
  */
 import { assert, unreachable } from '../base/assert.js';
 import type { Reactor } from '../io/reactor.js';
-import type { BlockMap, MapRoot } from './map.js';
+import type { BlockMap, MapRoot } from './map/map.js';
 import type { MapFile } from './mapfile.js';
 import { loadNode } from './nodeload.js';
 

@@ -5,8 +5,8 @@
  * Owns: the one or two reads of a node. Must not know: who needs it.
  */
 import { CorruptionError, IoError } from '../base/errors.js';
-import type { BlockMap } from './map.js';
-import { fileOfRef, positionOfRef } from './map.js';
+import type { BlockMap } from './map/map.js';
+import { fileOfRef, positionOfRef } from './map/map.js';
 import type { MapFile } from './mapfile.js';
 
 /**

@@ -13,7 +13,7 @@ import { assert } from '../base/assert.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
-import { NODE_BYTES_MAX } from './mapcodec.js';
+import { NODE_BYTES_MAX } from './map/codec.js';
 
 /** What one read of a node fetches: no encoded node is longer. */
 export const NODE_READ_BYTES = NODE_BYTES_MAX;

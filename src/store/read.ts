@@ -16,7 +16,7 @@ import type { SegmentPool } from '../journal/segments.js';
 import type { Segment } from '../journal/segments.js';
 import type { Layer } from './layers.js';
 import type { MapFile } from './mapfile.js';
-import { fileOfRef, positionOfRef } from './map.js';
+import { fileOfRef, positionOfRef } from './map/map.js';
 import { blockOf } from './store.js';
 import type { Store, StoredDevice } from './store.js';
 

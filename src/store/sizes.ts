@@ -9,12 +9,12 @@
  * yet, one tree, or several. Memory: 2 KiB per layer that any tree refers to at
  * one place, for the place with the most layers.
  */
-import type { BlockMap, MapRoot } from './map.js';
-import { MapSweep, Sweep } from './mapsweep.js';
-import type { LeafVisitor } from './mapsweep.js';
+import type { BlockMap, MapRoot } from './map/map.js';
+import { MapSweep, Sweep } from './map/sweep.js';
+import type { LeafVisitor } from './map/sweep.js';
 import { Step } from './maptasks.js';
 import type { MapTask, StepResult } from './maptasks.js';
-import { LEAF_BLOCKS } from './nodes.js';
+import { LEAF_BLOCKS } from './map/nodes.js';
 
 /** Owner of a block that several trees refer to. */
 const SEVERAL = 0xffffffff;

@@ -7,7 +7,7 @@
  *
  * Everything here happens on the data thread in the order of the journal, costs
  * O(1) or O(blocks written), and does no I/O; reading (read.ts), destaging
- * (destager.ts), checkpoints (checkpointer.ts) and punching (walker.ts) do.
+ * (destager.ts), checkpoints (checkpointer.ts) and punching (walk/walker.ts) do.
  */
 
 import { assert } from '../base/assert.js';
@@ -15,9 +15,9 @@ import { BLOCK_BYTES, BLOCK_SHIFT } from '../base/units.js';
 import type { Reactor } from '../io/reactor.js';
 import { LayerTable } from './layers.js';
 import type { Layer } from './layers.js';
-import { BlockMap } from './map.js';
-import { graft, graftMiss } from './mapgraft.js';
-import type { MapRoot, NodeSource } from './map.js';
+import { BlockMap } from './map/map.js';
+import { graft, graftMiss } from './map/graft.js';
+import type { MapRoot, NodeSource } from './map/map.js';
 import { PendingTable } from './pending.js';
 
 /** The store's side of one device. */

@@ -1,6 +1,6 @@
 import t from 'tap';
-import { BlockMap, heightFor } from '../../src/store/map.js';
-import type { MapRoot } from '../../src/store/map.js';
+import { BlockMap, heightFor } from '../../src/store/map/map.js';
+import type { MapRoot } from '../../src/store/map/map.js';
 import { checkMap } from './mapcheck.js';
 import { FlatDevice, Random, compare } from './mapmodel.js';
 

@@ -5,10 +5,10 @@
  * Cost: everything in memory; never call it on a serving node.
  */
 import { assert } from '../../src/base/assert.js';
-import type { BlockMap, MapRoot } from '../../src/store/map.js';
-import { heightFor } from '../../src/store/map.js';
-import { DELTA_CAPACITY, FAN_OUT, Kind, LEAF_BLOCKS, LEAF_REGIONS, REF_DELTA, REF_FLAGS, REF_INNER, SEE_BASE, STAMP_SEE_BASE } from '../../src/store/nodes.js';
-import { LeafContent } from '../../src/store/leaf.js';
+import type { BlockMap, MapRoot } from '../../src/store/map/map.js';
+import { heightFor } from '../../src/store/map/map.js';
+import { DELTA_CAPACITY, FAN_OUT, Kind, LEAF_BLOCKS, LEAF_REGIONS, REF_DELTA, REF_FLAGS, REF_INNER, SEE_BASE, STAMP_SEE_BASE } from '../../src/store/map/nodes.js';
+import { LeafContent } from '../../src/store/map/leaf.js';
 
 /**
  * Verifies that the nodes reachable from `roots` and from dropped trees are all

@@ -1,11 +1,11 @@
 import t from 'tap';
 import { assert } from '../../src/base/assert.js';
 import { CorruptionError } from '../../src/base/errors.js';
-import { BlockMap } from '../../src/store/map.js';
-import { DeltaEntries, LeafContent } from '../../src/store/leaf.js';
-import { InnerContent, NODE_BYTES_MAX, RecordType, decodeNode, encodeInner, encodeInnerDelta, encodeLeaf, encodeLeafDelta, newDecoded } from '../../src/store/mapcodec.js';
-import { MapWriter } from '../../src/store/mapwriter.js';
-import { REF_DELTA, REF_INNER, SEE_BASE, STAMP_MAX } from '../../src/store/nodes.js';
+import { BlockMap } from '../../src/store/map/map.js';
+import { DeltaEntries, LeafContent } from '../../src/store/map/leaf.js';
+import { InnerContent, NODE_BYTES_MAX, RecordType, decodeNode, encodeInner, encodeInnerDelta, encodeLeaf, encodeLeafDelta, newDecoded } from '../../src/store/map/codec.js';
+import { MapWriter } from '../../src/store/map/writer.js';
+import { REF_DELTA, REF_INNER, SEE_BASE, STAMP_MAX } from '../../src/store/map/nodes.js';
 import { MemoryFile, Random, load } from './mapmodel.js';
 
 const POSITION = 2 ** 40 + 8;

@@ -1,14 +1,14 @@
 /** The block map against a flat model, with checkpoints, compactions, paging and reopening through a map file in memory. */
 import t from 'tap';
 import { assert } from '../../src/base/assert.js';
-import { BlockMap } from '../../src/store/map.js';
-import type { MapRoot } from '../../src/store/map.js';
+import { BlockMap } from '../../src/store/map/map.js';
+import type { MapRoot } from '../../src/store/map/map.js';
 import { checkMap } from './mapcheck.js';
-import { MapDiff, hashStamps } from '../../src/store/mapdiff.js';
-import { graft } from '../../src/store/mapgraft.js';
-import { MapSweep, Sweep } from '../../src/store/mapsweep.js';
-import type { SweepResult } from '../../src/store/mapsweep.js';
-import { MapWriter } from '../../src/store/mapwriter.js';
+import { MapDiff, hashStamps } from '../../src/store/map/diff.js';
+import { graft } from '../../src/store/map/graft.js';
+import { MapSweep, Sweep } from '../../src/store/map/sweep.js';
+import type { SweepResult } from '../../src/store/map/sweep.js';
+import { MapWriter } from '../../src/store/map/writer.js';
 import { FlatDevice, MemoryFile, Random, compare, load, withLoads } from './mapmodel.js';
 
 class Subject {

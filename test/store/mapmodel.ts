@@ -1,7 +1,7 @@
 /** A flat model of a device's map, and comparison of a BlockMap with it. Not a test itself. */
 import { assert } from '../../src/base/assert.js';
-import { fileOfRef, positionOfRef } from '../../src/store/map.js';
-import type { BlockMap, MapRoot } from '../../src/store/map.js';
+import { fileOfRef, positionOfRef } from '../../src/store/map/map.js';
+import type { BlockMap, MapRoot } from '../../src/store/map/map.js';
 
 /** Small seeded generator (xorshift32), for tests that print their seed. */
 export class Random {

@@ -1,7 +1,7 @@
 /** Work beside everything else over maps that do not fit into memory. */
 import t from 'tap';
 import { MIB } from '../../src/base/units.js';
-import type { MapRoot } from '../../src/store/map.js';
+import type { MapRoot } from '../../src/store/map/map.js';
 import { DEFAULT_MAP_TASKS, MapTasks, Step } from '../../src/store/maptasks.js';
 import type { MapTask, StepResult } from '../../src/store/maptasks.js';
 import { Rig } from '../sim/rig.js';

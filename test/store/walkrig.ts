@@ -11,7 +11,7 @@ import { RequestKind, RequestTable } from '../../src/group/requests/requests.js'
 import { mkdirs } from '../../src/io/file.js';
 import type { Reactor } from '../../src/io/reactor.js';
 import type { MapTaskOptions } from '../../src/store/maptasks.js';
-import type { Walker, WalkerOptions } from '../../src/store/walker.js';
+import type { Walker, WalkerOptions } from '../../src/store/walk/walker.js';
 
 /** Tags of a device's blocks; a block that is not there is zero. */
 export type Model = Map<string, { sizeBytes: number; tags: Map<number, number> }>;

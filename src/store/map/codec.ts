@@ -32,12 +32,12 @@
  * A child's `reference` is a zigzag varint: its code less the code of the one
  * before (the first: less the record's own); code = position / 4 + (1 if leaf delta).
  */
-import { crc32c } from '../base/crc32c.js';
-import { CorruptionError } from '../base/errors.js';
+import { crc32c } from '../../base/crc32c.js';
+import { CorruptionError } from '../../base/errors.js';
 import { LeafContent } from './leaf.js';
 import type { DeltaEntries } from './leaf.js';
 import { FAN_OUT, LAYER_MAX, LEAF_BLOCKS, LEAF_REGIONS, REF_DELTA, REF_FLAGS, REF_INNER, SEE_BASE, STAMP_MAX, STAMP_SEE_BASE } from './nodes.js';
-import { RecordReader, RecordWriter, varintBytes } from './mapbytes.js';
+import { RecordReader, RecordWriter, varintBytes } from './bytes.js';
 
 /** No record is longer, padding included. */
 export const NODE_BYTES_MAX = 4096;

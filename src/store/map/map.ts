@@ -11,13 +11,13 @@
  * Units: 4 KiB blocks; regions of 16 blocks; stamps are LSNs below 2^53, 0 =
  * zero; layer numbers 1 .. LAYER_MAX, 0 = zero.
  */
-import { assert } from '../base/assert.js';
-import { CorruptionError } from '../base/errors.js';
-import { MAX_DEVICE_BYTES, BLOCK_BYTES } from '../base/units.js';
+import { assert } from '../../base/assert.js';
+import { CorruptionError } from '../../base/errors.js';
+import { MAX_DEVICE_BYTES, BLOCK_BYTES } from '../../base/units.js';
 import { Inners } from './inner.js';
 import { LeafChanges } from './leafchange.js';
-import { NODE_BYTES_MAX } from './mapcodec.js';
-import { installNode } from './mapload.js';
+import { NODE_BYTES_MAX } from './codec.js';
+import { installNode } from './load.js';
 import { FAN_OUT, Kind, LAYER_MAX, LEAF_BLOCKS, LEAF_REGIONS, Nodes, REF_FILE, REF_FLAGS, REF_INNER, REF_LOST, STAMP_MAX, fileOfRef, positionOfRef } from './nodes.js';
 import type { RefTable } from './reftable.js';
 

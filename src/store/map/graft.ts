@@ -6,7 +6,7 @@
  * assigned gets the marker's.
  * Must not know: markers, layers, the disk.
  */
-import { assert } from '../base/assert.js';
+import { assert } from '../../base/assert.js';
 import { LeafContent } from './leaf.js';
 import { BlockMap, spanBlocks } from './map.js';
 import type { MapRoot } from './map.js';

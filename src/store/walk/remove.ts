@@ -6,10 +6,10 @@
  *
  * Owns: what one job does. Must not know: which layers these are, or when.
  */
-import { Errno, IoError } from '../base/errors.js';
-import { JobOp, JobTable } from '../io/io.js';
-import type { Reactor } from '../io/reactor.js';
-import type { Layer, LayerTable } from './layers.js';
+import { Errno, IoError } from '../../base/errors.js';
+import { JobOp, JobTable } from '../../io/io.js';
+import type { Reactor } from '../../io/reactor.js';
+import type { Layer, LayerTable } from '../layers.js';
 
 export const Piece = {
   /** No layer is left. */

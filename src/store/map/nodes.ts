@@ -16,7 +16,7 @@
  * A *disk reference* is the position of a node's record in the map file (a
  * multiple of 8) plus flags in its low bits. 0 = not on disk.
  */
-import { assert } from '../base/assert.js';
+import { assert } from '../../base/assert.js';
 import { Slabs } from './slabs.js';
 
 export const Kind = { none: 0, inner: 1, mono: 2, full: 3, delta4: 4, delta16: 5, delta64: 6, dense: 7 } as const;

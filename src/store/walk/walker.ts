@@ -12,7 +12,7 @@
  * kept: a compaction forgets the places of nodes that the younger does not have.
  *
  *   1. count     visits every distinct leaf, sums the blocks of each layer that are referred to
- *   2. size      compares with what the layers' files have allocated (layersizing.ts)
+ *   2. size      compares with what the layers' files have allocated (sizing.ts)
  *   3. delete    frozen layers without any reference: punched empty if large, unlinked, dropped from the table
  *   4. punch     visits the leaves where files with garbage have data, and punches what is not referred to
  *
@@ -29,32 +29,32 @@
  *
  * A commit that is reported failed may have become durable all the same. It is
  * younger than C: what frozen layers lack at C they lack there; current layers
- * are left alone until a later commit succeeds (layerholes.ts).
+ * are left alone until a later commit succeeds (holes.ts).
  *
  * A failed punch or unlink is reported in `lastError` and tried again by a later
  * walk. No step is longer than its budget, and steps pause in between.
  */
 
-import { unreachable } from '../base/assert.js';
-import { Errno, IoError } from '../base/errors.js';
-import type { CorruptionError } from '../base/errors.js';
-import { BLOCK_BYTES } from '../base/units.js';
-import { Queue } from '../io/io.js';
-import type { JobTable } from '../io/io.js';
-import type { Reactor } from '../io/reactor.js';
-import type { Checkpointer, CommittedMaps } from './checkpointer.js';
-import { LayerHoles, punched, Scan } from './layerholes.js';
-import { LayerMarks } from './layermarks.js';
-import { LayerRemover, Piece } from './layerremove.js';
-import { LayerSizing, mayPass } from './layersizing.js';
-import { MapSweep, Sweep } from './mapsweep.js';
-import type { SweepResult } from './mapsweep.js';
-import { loadNode } from './nodeload.js';
-import { LEAF_BLOCKS } from './nodes.js';
-import type { BlockReader } from './read.js';
-import type { Store } from './store.js';
-import { DEFAULT_WALKER, WalkDue } from './walkdue.js';
-import type { WalkerOptions } from './walkdue.js';
+import { unreachable } from '../../base/assert.js';
+import { Errno, IoError } from '../../base/errors.js';
+import type { CorruptionError } from '../../base/errors.js';
+import { BLOCK_BYTES } from '../../base/units.js';
+import { Queue } from '../../io/io.js';
+import type { JobTable } from '../../io/io.js';
+import type { Reactor } from '../../io/reactor.js';
+import type { Checkpointer, CommittedMaps } from '../checkpointer.js';
+import { LayerHoles, punched, Scan } from './holes.js';
+import { LayerMarks } from './marks.js';
+import { LayerRemover, Piece } from './remove.js';
+import { LayerSizing, mayPass } from './sizing.js';
+import { MapSweep, Sweep } from '../map/sweep.js';
+import type { SweepResult } from '../map/sweep.js';
+import { loadNode } from '../nodeload.js';
+import { LEAF_BLOCKS } from '../map/nodes.js';
+import type { BlockReader } from '../read.js';
+import type { Store } from '../store.js';
+import { DEFAULT_WALKER, WalkDue } from './due.js';
+import type { WalkerOptions } from './due.js';
 
 export { DEFAULT_WALKER };
 export type { WalkerOptions };

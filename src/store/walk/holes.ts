@@ -17,15 +17,15 @@
  * Rows must be submitted in the same tick in which they were made: a write that
  * comes later is destaged by a job behind this one in the same FIFO.
  */
-import { IoError } from '../base/errors.js';
-import { BLOCK_BYTES } from '../base/units.js';
-import { JobOp, JobTable } from '../io/io.js';
-import type { Io } from '../io/io.js';
-import type { LayerMarks } from './layermarks.js';
-import { allInFile, frozenBefore } from './layers.js';
-import type { Cut, Layer } from './layers.js';
-import { LEAF_BLOCKS } from './nodes.js';
-import type { Store } from './store.js';
+import { IoError } from '../../base/errors.js';
+import { BLOCK_BYTES } from '../../base/units.js';
+import { JobOp, JobTable } from '../../io/io.js';
+import type { Io } from '../../io/io.js';
+import type { LayerMarks } from './marks.js';
+import { allInFile, frozenBefore } from '../layers.js';
+import type { Cut, Layer } from '../layers.js';
+import { LEAF_BLOCKS } from '../map/nodes.js';
+import type { Store } from '../store.js';
 
 /** The checkpoint that decides, and what is known beside it. */
 export interface HoleRules extends Cut {

@@ -1,11 +1,11 @@
 /**
- * RecordWriter and RecordReader: the bytes of one map record (layout: mapcodec.ts).
+ * RecordWriter and RecordReader: the bytes of one map record (layout: codec.ts).
  *
  * Owns: header, CRC, varints, bitmaps; every bound is checked while reading.
  * Must not know: what a record means.
  */
-import { assert } from '../base/assert.js';
-import { CorruptionError } from '../base/errors.js';
+import { assert } from '../../base/assert.js';
+import { CorruptionError } from '../../base/errors.js';
 import { LEAF_BLOCKS, STAMP_MAX } from './nodes.js';
 
 const MAGIC = 0x4e;

@@ -9,7 +9,7 @@
  *
  * All three views of a chunk cover the same bytes: pick by what you read.
  */
-import { assert } from '../base/assert.js';
+import { assert } from '../../base/assert.js';
 
 /** Addresses count units of this many bytes. */
 const UNIT_BYTES = 16;

@@ -6,16 +6,16 @@
  * says of them. Must not know: how blocks are counted, when files are changed.
  */
 
-import { CorruptionError, Errno, IoError } from '../base/errors.js';
-import { BLOCK_BYTES } from '../base/units.js';
-import type { Io } from '../io/io.js';
-import type { CommittedMaps } from './checkpointer.js';
-import type { LayerHoles } from './layerholes.js';
-import type { LayerMarks } from './layermarks.js';
-import type { LayerRemover } from './layerremove.js';
-import { allInFile, frozenBefore } from './layers.js';
-import type { Layer } from './layers.js';
-import type { Store } from './store.js';
+import { CorruptionError, Errno, IoError } from '../../base/errors.js';
+import { BLOCK_BYTES } from '../../base/units.js';
+import type { Io } from '../../io/io.js';
+import type { CommittedMaps } from '../checkpointer.js';
+import type { LayerHoles } from './holes.js';
+import type { LayerMarks } from './marks.js';
+import type { LayerRemover } from './remove.js';
+import { allInFile, frozenBefore } from '../layers.js';
+import type { Layer } from '../layers.js';
+import type { Store } from '../store.js';
 
 /** A file system's own blocks (extents) count as allocated. */
 const OVERHEAD = 1 / 256;

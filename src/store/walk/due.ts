@@ -4,8 +4,8 @@
  * Owns: what was dropped and not yet looked for, and the rest between walks.
  * Must not know: what a walk does.
  */
-import { MIB } from '../base/units.js';
-import type { Store } from './store.js';
+import { MIB } from '../../base/units.js';
+import type { Store } from '../store.js';
 
 export interface DueOptions {
   /** A walk that left something over, or failed, is repeated after this at the earliest, microseconds. */

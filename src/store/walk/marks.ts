@@ -4,9 +4,9 @@
  *
  * Owns: the bits and the sums. Must not know: where they come from.
  */
-import { assert } from '../base/assert.js';
-import type { LeafVisitor } from './mapsweep.js';
-import { LEAF_BLOCKS } from './nodes.js';
+import { assert } from '../../base/assert.js';
+import type { LeafVisitor } from '../map/sweep.js';
+import { LEAF_BLOCKS } from '../map/nodes.js';
 
 const WORDS = LEAF_BLOCKS / 32;
 

@@ -13,7 +13,7 @@
  */
 import { DeltaEntries, Leaves, LeafContent, lowerBound } from './leaf.js';
 import { DELTA_CAPACITY, Kind, LEAF_BLOCKS, LEAF_REGIONS, REGION_BLOCKS, SEE_BASE, STAMP_SEE_BASE, kindOfWord } from './nodes.js';
-import { assert } from '../base/assert.js';
+import { assert } from '../../base/assert.js';
 
 /** A delta with more changes is merged when its base is at hand: from here on a flat leaf is no larger on disk, nor much in memory. */
 const MERGE_ABOVE = 16;

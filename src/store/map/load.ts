@@ -5,12 +5,12 @@
  * the nodes that it refers to.
  * Must not know: how the bytes were read, roots, devices.
  */
-import { CorruptionError } from '../base/errors.js';
+import { CorruptionError } from '../../base/errors.js';
 import type { Inners } from './inner.js';
 import { onlyLayer } from './leafchange.js';
 import type { LeafChanges } from './leafchange.js';
-import { RecordType, decodeNode, newDecoded } from './mapcodec.js';
-import type { InnerContent } from './mapcodec.js';
+import { RecordType, decodeNode, newDecoded } from './codec.js';
+import type { InnerContent } from './codec.js';
 import { FAN_OUT, Kind, REF_DELTA, REF_FILE, REF_FLAGS, REF_INNER } from './nodes.js';
 import type { Nodes } from './nodes.js';
 

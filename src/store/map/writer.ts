@@ -15,10 +15,10 @@
  * Used as: step until done (write the bytes, supply what is needed), fsync,
  * commit slot, then `commit`; or `abort` at any point.
  */
-import { assert } from '../base/assert.js';
+import { assert } from '../../base/assert.js';
 import type { BlockMap, MapRoot } from './map.js';
 import { fileOfRef, positionOfRef } from './map.js';
-import { InnerContent, NODE_BYTES_MAX, RecordType, decodeNode, encodeInner, encodeInnerDelta, encodeLeaf, encodeLeafDelta, newDecoded } from './mapcodec.js';
+import { InnerContent, NODE_BYTES_MAX, RecordType, decodeNode, encodeInner, encodeInnerDelta, encodeLeaf, encodeLeafDelta, newDecoded } from './codec.js';
 import { DeltaEntries, LeafContent } from './leaf.js';
 import { FAN_OUT, Kind, REF_DELTA, REF_FILE, REF_FLAGS, REF_INNER, REF_LOST } from './nodes.js';
 import { RefTable } from './reftable.js';

@@ -6,7 +6,7 @@
  * write, and are few.
  * Must not know: leaves, devices, layers.
  */
-import { assert } from '../base/assert.js';
+import { assert } from '../../base/assert.js';
 import { FAN_OUT, Kind, fileOfRef } from './nodes.js';
 import type { Nodes } from './nodes.js';
 
