@@ -214,6 +214,7 @@ export class Destager {
         blocks = this.fill(table, buffer, held);
       } catch (error) {
         this.freeBuffers.push(buffer);
+        for (const layer of held) layer.holds--;
         if (error instanceof CorruptionError) {
           this.onCorruption(error);
           return;
@@ -226,7 +227,6 @@ export class Destager {
         this.freeBuffers.push(buffer);
         break;
       }
-      for (const layer of held) layer.holds++;
       this.jobs++;
       this.reactor.submit(Queue.destage, table, (result) => {
         for (const layer of held) layer.holds--;
@@ -306,7 +306,11 @@ export class Destager {
       if (layer?.missing === true) throw new CorruptionError(layers.path(layer), 0, 'the layer file is missing, and blocks of it are still to be written there');
       if (layer !== undefined) {
         const fd = layers.descriptorForWrite(layer);
-        if (held[held.length - 1] !== layer) held.push(layer);
+        // At once: the next layer's file may be opened in place of one that nobody holds.
+        if (held[held.length - 1] !== layer) {
+          held.push(layer);
+          layer.holds++;
+        }
         this.touched.add(layer);
         table.add(JobOp.reserve, fd, 0, (end - i) * BLOCK_BYTES, columns.block[i] * BLOCK_BYTES);
         table.add(JobOp.pwrite, fd, at, (end - i) * BLOCK_BYTES, columns.block[i] * BLOCK_BYTES);

@@ -58,20 +58,24 @@ export class BlockReader {
    * if everything is in memory. Returns 0, −errno, or WOULD_WAIT.
    */
   tryRead(device: StoredDevice, offset: number, length: number, buffer: number): number {
-    const missed = this.plan(device, offset, length, buffer, false);
-    if (missed !== 0) return WOULD_WAIT;
-    const { io, arena } = this.reactor;
-    for (let i = 0; i < this.zeroRanges.length; i += 2) {
-      const at = this.zeroRanges[i];
-      arena.u8.fill(0, at, at + this.zeroRanges[i + 1]);
+    try {
+      const missed = this.plan(device, offset, length, buffer);
+      if (missed !== 0) return WOULD_WAIT;
+      const { io, arena } = this.reactor;
+      for (let i = 0; i < this.zeroRanges.length; i += 2) {
+        const at = this.zeroRanges[i];
+        arena.u8.fill(0, at, at + this.zeroRanges[i + 1]);
+      }
+      const rows = this.table.rows;
+      for (let row = 0, at = 0; row < this.table.count; row++, at += 5) {
+        const result = io.preadNowait(rows[at + 1], rows[at + 2], rows[at + 3], rows[at + 4]);
+        if (result === EAGAIN) return WOULD_WAIT;
+        if (result < 0) return result;
+      }
+      return 0;
+    } finally {
+      this.dropHolds();
     }
-    const rows = this.table.rows;
-    for (let row = 0, at = 0; row < this.table.count; row++, at += 5) {
-      const result = io.preadNowait(rows[at + 1], rows[at + 2], rows[at + 3], rows[at + 4]);
-      if (result === EAGAIN) return WOULD_WAIT;
-      if (result < 0) return result;
-    }
-    return 0;
   }
 
   /**
@@ -97,7 +101,7 @@ export class BlockReader {
       }
       let missed: number;
       try {
-        missed = this.plan(device, offset, length, buffer, true);
+        missed = this.plan(device, offset, length, buffer);
       } catch (error) {
         // A layer's file is missing or cannot be opened: this read fails, the group stops, the daemon lives.
         if (!(error instanceof CorruptionError) && !(error instanceof IoError)) throw error;
@@ -230,8 +234,11 @@ export class BlockReader {
     return this.store.map.zeroRun(device.root, block);
   }
 
-  /** Fills `table` and `zeroRanges`. Returns 0, or the handle of a map node that has to be loaded. */
-  private plan(device: StoredDevice, offset: number, length: number, buffer: number, hold: boolean): number {
+  /**
+   * Fills `table` and `zeroRanges`, and holds what is to be read: where few files may be open, opening one layer closes
+   * another, whose descriptor may by then be that of the next. Returns 0, or the handle of a map node to be loaded.
+   */
+  private plan(device: StoredDevice, offset: number, length: number, buffer: number): number {
     const { store, layersOf, table } = this;
     const first = blockOf(offset);
     const last = blockOf(offset + length - 1);
@@ -263,7 +270,7 @@ export class BlockReader {
           source = Source.journal;
           fd = segment.fd;
           pos = this.pool.filePosition(segment, lsn) + skip;
-          if (hold && (runSource !== Source.journal || runFd !== fd)) {
+          if (runSource !== Source.journal || runFd !== fd) {
             segment.holds++;
             this.heldSegments.push(segment);
           }
@@ -274,7 +281,7 @@ export class BlockReader {
           if (fd >= 0) {
             source = Source.file;
             pos = (first + i) * BLOCK_BYTES + skip;
-            if (hold && (runSource !== Source.file || runFd !== fd)) {
+            if (runSource !== Source.file || runFd !== fd) {
               layer.holds++;
               this.heldLayers.push(layer);
             }
@@ -307,7 +314,6 @@ export class BlockReader {
   private dropHolds(): void {
     for (const segment of this.heldSegments) segment.holds--;
     for (const layer of this.heldLayers) layer.holds--;
-    this.heldSegments = [];
-    this.heldLayers = [];
+    this.heldSegments.length = this.heldLayers.length = 0;
   }
 }
