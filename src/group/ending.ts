@@ -20,6 +20,8 @@ const FAILING_US = 10_000_000;
 export interface EndingHost {
   readonly role: GroupRole;
   readonly stableLsn: number;
+  /** What local devices hold and was not flushed may be lost: the next start has to know. */
+  localFailed(): void;
   readonly retention: { readonly cursors: { readonly quiet: boolean } };
 }
 
@@ -32,7 +34,11 @@ export function endContent(reactor: Reactor, host: EndingHost, content: Content,
         reactor.after(WAIT_US, wait);
         return;
       }
-      if (host.role !== 'stopped') content.local.log.settleNow();
+      const settled = host.role === 'stopped' ? undefined : content.local.log.settleNow();
+      if (settled !== undefined) {
+        log.error(`local snapshots may have lost what was written since their last FLUSH: ${settled.message}`);
+        host.localFailed();
+      }
       const at = cleanEnd(host, content, log);
       // All of it is final, also for a secondary that is made by copying this directory.
       const noted = at === undefined || host.role !== 'primary' ? 0 : content.final.setNow(Math.max(content.final.lsn, at.lsn));

@@ -6,7 +6,7 @@
  * not know: links, frames; batches come verified.
  */
 
-import { IoError } from '../base/errors.js';
+import { CorruptionError, IoError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
 import { batch, entry, RecordKind } from '../journal/format.js';
@@ -27,6 +27,10 @@ export interface FollowerHost {
   contentChanged(): void;
   /** Closes the content and opens it again, cut at `to`. Only when it is quiet. */
   reopen(to: Position): void;
+  /** The group has to stop. */
+  failed(error: IoError | CorruptionError): void;
+  /** The same, and the next start must not rely on what was appended and not synced. */
+  journalFailed(error: IoError): void;
   readonly closed: boolean;
 }
 
@@ -69,7 +73,14 @@ export class Follower {
       return { kind: 'kept', reason: content.applyProblem };
     }
     const { tree, epoch } = content.core;
-    const problem = content.core.apply(at, before.lsn, payloadAt);
+    let problem: string | undefined;
+    try {
+      problem = content.core.apply(at, before.lsn, payloadAt);
+    } catch (error) {
+      // The group stops. Nobody is told that a record was applied of which only a part was executed.
+      if (error instanceof IoError || error instanceof CorruptionError) content.stopApplying(before, error.message);
+      throw error;
+    }
     if (problem !== undefined) {
       content.stopApplying(before, problem);
       content.keep(at, before.lsn, payloadAt);
@@ -136,9 +147,22 @@ export class Follower {
         this.reactor.after(WAIT_US, wait);
         return;
       }
-      // A crash between the next two steps finds the whole tail, or a part of it, above every durable mark: all legal ends.
-      content.journal.pool.lowerMarks(to.lsn);
-      host.reopen(to);
+      // Something failed while the jobs ended: what the disk has is for a start to find out, with what is noted of it.
+      if (host.notFollowing !== undefined) {
+        done(host.notFollowing);
+        return;
+      }
+      try {
+        // A crash between the next two steps finds the whole tail, or a part of it, above every durable mark: all legal ends.
+        content.journal.pool.lowerMarks(to.lsn);
+        host.reopen(to);
+      } catch (error) {
+        if (error instanceof IoError) host.journalFailed(error);
+        else if (error instanceof CorruptionError) host.failed(error);
+        else throw error;
+        done(host.notFollowing ?? error.message);
+        return;
+      }
       // What the primary of the undone records had made durable says nothing of those that will follow.
       this.primaryDurableLsn = Math.min(this.primaryDurableLsn, to.lsn);
       this.changing = false;

@@ -373,7 +373,7 @@ export class Group implements ReplicatedGroup {
   /** Why writers wait for the journal, or null when they do not. */
   stallReason(): string | null {
     if (this.ingest?.holding === true) return 'writers wait for an operation with --halt';
-    const full = this.opened !== undefined && (this.stalledCount > 0 || !this.opened.journal.hasRoomForData);
+    const full = this.opened !== undefined && this.role !== 'stopped' && (this.stalledCount > 0 || !this.opened.journal.hasRoomForData);
     return full ? stallSentence(this.name, this.content, this.retention.slowest) : null;
   }
 
@@ -415,6 +415,8 @@ export class Group implements ReplicatedGroup {
     this.roles.stop(`the journal failed: ${error.message}. Nothing more is acknowledged; restart the daemon once the disk is in order, it recovers by itself`);
   }
 
+  localFailed(): void { this.roles.localFailed(); }
+
   // ---- receiving side -------------------------------------------------------------------------------
 
   get notFollowing(): string | undefined {
@@ -447,8 +449,8 @@ export class Group implements ReplicatedGroup {
   /** Closes the content and opens it again, cut at `to`; for the follower. */
   reopen(to: Position): void {
     this.local?.stop(Errno.ESHUTDOWN, 'the devices are being taken back to an earlier state, that of their primary; try again in a moment');
+    // When the other one cannot be opened, this one stays, closed, for what is asked of a stopped group.
     this.content.close();
-    this.opened = undefined;
     this.take(Content.open(this.reactor, { ...this.options, groupId: this.groupId! }, { until: to }));
     this.exports.disconnectAll('the device was taken back to an earlier state, that of its primary');
   }
@@ -461,9 +463,7 @@ export class Group implements ReplicatedGroup {
 
   onAppended(hook: () => void): () => void { return this.appendedHooks.add(hook); }
 
-  onDurable(hook: () => void): () => void {
-    return this.durableHooks.add(hook);
-  }
+  onDurable(hook: () => void): () => void { return this.durableHooks.add(hook); }
 
   // ---- end ------------------------------------------------------------------------------------------
 

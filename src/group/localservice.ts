@@ -74,6 +74,10 @@ interface ReadyWait {
 
 const POLL_US = 50_000;
 
+function unwritable(error: IoError): string {
+  return `local snapshots cannot be written: ${error.message}; the client of that write was told, the volumes are not concerned`;
+}
+
 export class LocalService {
   readonly writes: LocalWrites;
   /** That of the host when this was made: a host that has another one makes another service. */
@@ -98,6 +102,7 @@ export class LocalService {
       this.settled();
     };
     local.log.onFailure = (error) => host.journalFailed(error);
+    this.writes.onProblem = (error) => log.error(unwritable(error));
     this.content = content;
     for (const sentence of local.dropped) log.error(sentence);
     if (local.tree.count > 0) log.info('has local devices', { devices: local.tree.count, localLsn: local.log.position.lsn });
@@ -132,6 +137,7 @@ export class LocalService {
   problems(): string[] {
     const { local, checkpointer } = this.content;
     const problems = [...local.dropped];
+    if (this.writes.problem !== undefined) problems.push(unwritable(this.writes.problem));
     if (this.writes.stalled) {
       const why = local.log.growProblem ?? checkpointer.lastError ?? 'the next checkpoint has not been committed yet; on a secondary it waits until the primary has made durable what is applied here: bring the primary back, or promote this node';
       problems.push(`writers of local snapshots wait, for the local journal is full: ${why}`);

@@ -91,7 +91,7 @@ export class Roles {
    * the same proves nothing of it: a failed fsync may have dropped pages, and its note may have failed too. Throws IoError.
    */
   opening(opening: Opening): JournalExtent {
-    const extent = { opening, knownDurableLsn: this.state.cleanStop?.lsn ?? 0, suspect: this.state.bootId === JOURNAL_FAILED };
+    const extent = { opening, knownDurableLsn: this.state.cleanStop?.lsn ?? 0, suspect: this.state.bootId === JOURNAL_FAILED || this.state.localSuspect === true };
     // Before the content of a volatile group is opened although it is unknown. From here on no start takes the journal
     // for a continuation of what was, until an epoch says what happened.
     if (opening === 'accepted') this.save({ cleanStop: null, bootId: ACCEPTING });
@@ -100,8 +100,9 @@ export class Roles {
 
   /** Durable when it returns. Throws IoError. */
   save(change: Partial<StateFile>): void {
-    this.state = { ...this.state, ...change };
-    writeState(this.reactor.io, this.options.directory, this.state);
+    const state = { ...this.state, ...change };
+    writeState(this.reactor.io, this.options.directory, state);
+    this.state = state;
   }
 
   /**
@@ -109,15 +110,24 @@ export class Roles {
    * lossless (DESIGN §8). If even this cannot be written down, the log has said so.
    */
   journalFailed(): void {
-    // No failed fsync drops what lies in memory: all that was appended is there under this kernel.
-    if (this.options.journal.volatile === true) return;
     this.failureUnnoted = true;
     try {
-      this.save({ cleanStop: null, bootId: JOURNAL_FAILED });
+      // No failed fsync drops what lies in memory: all that was appended is there under this kernel. But local devices are on the disk.
+      this.save(this.options.journal.volatile === true ? { localSuspect: true } : { cleanStop: null, bootId: JOURNAL_FAILED, localSuspect: true });
       this.failureUnnoted = false;
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
       this.log.error(`cannot note that the journal failed: ${error.message}`);
+    }
+  }
+
+  /** Local devices may have lost what was not flushed, and the group nothing; at a stop in order. */
+  localFailed(): void {
+    try {
+      this.save({ localSuspect: true });
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      this.log.error(`cannot note that local snapshots may have lost what was not flushed: ${error.message}`);
     }
   }
 
@@ -130,7 +140,7 @@ export class Roles {
   private noteBoot(): void {
     if (this.role === 'stopped') return;
     try {
-      this.save({ bootId: this.options.bootId, promotedPast: undefined });
+      this.save({ bootId: this.options.bootId, promotedPast: undefined, localSuspect: undefined });
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
       this.log.warn(`cannot note the boot, the next start will count as one after power loss: ${error.message}`);
@@ -166,7 +176,7 @@ export class Roles {
     // The boot id only once the epoch record of this start is durable: a crash before must find what this start has found.
     if (opening === 'accepted') {
       this.host.beginEpoch(false, 'the volatile journal was lost and an operator accepted that the data are unknown');
-      this.save({ cleanStop: null, promotedPast: undefined, ...this.here });
+      this.save({ cleanStop: null, promotedPast: undefined, localSuspect: undefined, ...this.here });
       return;
     }
     if (this.options.acceptedLsn !== undefined) this.log.warn('--accept-inconsistent is not needed and has no effect: the data are what they should be');
@@ -252,13 +262,28 @@ export class Roles {
       throw new OperatorError('group/busy', `${group} holds records that it cannot execute, so promoting it would lose them: ${content.applyProblem}`);
     }
     // The role first: if power fails before the epoch record is durable, the start as primary appends one.
-    this.save({ role: 'primary', roleReason: reason, promotedPast: content.core.epoch?.number ?? 0 });
+    try {
+      this.save({ role: 'primary', roleReason: reason, promotedPast: content.core.epoch?.number ?? 0 });
+    } catch (error) {
+      if (error instanceof IoError) this.takeBack();
+      throw error;
+    }
     this.role = 'primary';
     this.reason = reason;
     this.host.beginEpoch(false, reason);
     this.noteBoot();
     this.host.roleChanged();
     return content.core.epoch!;
+  }
+
+  /** A promotion could not be noted, or not for sure: the next start must not find it. */
+  private takeBack(): void {
+    try {
+      this.save({});
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      this.log.error(`cannot note either that the promotion has failed (${error.message}): if the daemon is restarted now, it may start as primary`);
+    }
   }
 
   fence(newer: EpochEntry, peer: string): void {

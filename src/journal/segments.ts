@@ -27,7 +27,7 @@
  */
 
 import { assert } from '../base/assert.js';
-import { IoError } from '../base/errors.js';
+import { Errno, IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable, O, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -255,7 +255,10 @@ export class SegmentPool {
     encodeDurableMark(arena.u8, this.scratch + MARK_OFFSET, 0, 0);
     arena.u8.fill(0, this.scratch + NEXT_OFFSET, this.scratch + NEXT_OFFSET + SECTOR_BYTES);
     const written = io.pwrite(segment.fd, this.scratch, NEXT_OFFSET + SECTOR_BYTES, 0);
-    if (written < 0) return written;
+    if (written !== NEXT_OFFSET + SECTOR_BYTES) {
+      this.free.unshift(segment);
+      return written < 0 ? written : -Errno.EIO;
+    }
     if (this.live.length > 0) {
       const before = this.current;
       encodeNext(arena.u8, this.scratch, before.serial, { serial: segment.serial, number: segment.number });
@@ -417,6 +420,19 @@ export class SegmentPool {
       this.free.push({ fd, path, number, bytes: this.segmentBytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
       this.onCreated(undefined);
     });
+  }
+
+  /**
+   * Gives up a journal whose creation failed, with its files: the next attempt must not build on one whose fdatasync
+   * failed. A file that cannot be removed is left to the next start. No creation is under way.
+   */
+  abandon(): void {
+    assert(!this.creating, 'segments are given up while one is being made');
+    for (const segment of [...this.live, ...this.free]) {
+      this.reactor.io.close(segment.fd);
+      this.reactor.io.unlink(segment.path);
+    }
+    this.live.length = this.free.length = this.total = this.totalBytes = 0;
   }
 
   close(): void {

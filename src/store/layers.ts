@@ -289,6 +289,20 @@ export class LayerTable {
     return deleted;
   }
 
+  /**
+   * After a failed fdatasync, pages of these devices' layers may look written and not be on the disk: from here on is
+   * read what the disk has. Blocking; throws IoError.
+   */
+  reread(which: (device: number) => boolean): void {
+    for (const layer of this.byNumber.values()) {
+      if (!layer.hasFile || !which(layer.device)) continue;
+      const fd = this.descriptor(layer);
+      const synced = this.io.fdatasync(fd);
+      if (synced < 0) throw new IoError(-synced, 'fdatasync layer file', this.path(layer));
+      this.io.adviseDontNeed(fd, 0, 0);
+    }
+  }
+
   close(): void {
     for (const layer of this.byNumber.values()) if (layer.fd >= 0) this.closeFile(layer);
   }

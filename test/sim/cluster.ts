@@ -187,6 +187,11 @@ export class SimHost {
     if (this.client === undefined) this.opened();
   }
 
+  /** Its history goes on from here: nobody makes it go back. */
+  private get leads(): boolean {
+    return this.group.role === 'primary' || this.group.epochs.at(-1)?.node === this.name;
+  }
+
   private crashed(kind: CrashKind): void {
     const open = this.path?.blocks.group(GROUP);
     if (open?.hasContent === true) this.lastDurable = open.journal.durableLsn;
@@ -195,12 +200,12 @@ export class SimHost {
       this.model.cacheFloor = 0;
       const group = this.path?.blocks.group(GROUP);
       // The node's own claim is held to: what it calls durable, and can not be undone, may not be lost.
-      if (group?.hasContent === true) this.model.raiseFloor(Math.min(group.stableLsn, group.journal.durableLsn));
+      if (group?.hasContent === true && (group.role !== 'stopped' || this.leads)) this.model.raiseFloor(Math.min(group.stableLsn, group.journal.durableLsn));
     } else if (this.pagesLost) {
       // The failure was reported to nobody who could note it.
       const noticed = this.path?.blocks.group(GROUP)?.role === 'stopped' || this.failedToStart !== undefined;
       if (!noticed || this.noteFailed) this.unnoticed = true;
-    } else if (this.client !== undefined && this.group.role !== 'secondary') {
+    } else if (this.client !== undefined && this.leads) {
       this.model.cacheFloor = this.model.endLsn;
     }
     this.say(`${kind}: floor ${Math.max(this.model.floor, this.model.cacheFloor)}, end ${this.model.endLsn}`);
@@ -219,7 +224,7 @@ export class SimHost {
       this.model.raiseFloor(content.checkpointer.committedAt.lsn);
       this.model.cacheFloor = this.model.endLsn;
     } else if (this.group.role !== 'stopped') this.model.raiseFloor(this.model.endLsn);
-    else if (!this.pagesLost) this.model.cacheFloor = this.model.endLsn;
+    else if (!this.pagesLost) this.model.cacheFloor = this.leads ? this.model.endLsn : 0;
     else if (this.noteFailed) this.unnoticed = true;
     this.say(`stopped: floor ${Math.max(this.model.floor, this.model.cacheFloor)}, end ${this.model.endLsn}`);
     this.node.stop();

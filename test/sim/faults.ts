@@ -130,6 +130,8 @@ export class Faults {
 }
 
 const EIO = 5;
+/** In place of an errno, of a write that is not a helper's: it returns fewer bytes than it was given. */
+export const SHORT_WRITE = 0x7ffe;
 const MUTATIONS: ReadonlySet<FaultOp> = new Set<FaultOp>([
   'pwrite', 'fdatasync', 'fsync', 'punch', 'zero', 'open', 'syncDirectory', 'mkdir', 'rename', 'unlink', 'truncate', 'submit', 'send',
 ]);

@@ -11,7 +11,7 @@ import { JobOp, O } from '../../src/io/io.js';
 import type { FileStat, SpaceStat } from '../../src/io/io.js';
 import type { SimClock, Trace } from './clock.js';
 import { EISDIR, SimDirectory, type SimDisk } from './disk.js';
-import { SimCrash, type FaultOp } from './faults.js';
+import { SHORT_WRITE, SimCrash, type FaultOp } from './faults.js';
 import type { SimFile } from './file.js';
 import type { SimListener, SimNetwork, SimStream } from './network.js';
 import { PAGE_BYTES } from './page.js';
@@ -153,6 +153,10 @@ export abstract class SimFiles {
     const { disk, random } = this.options;
     if (part < 1) return { result: length, allowed: wholePages(pos, length * part) };
     if (errno === CRASH_WITHIN) return { result: -CRASH_ERRNO, allowed: wholePages(pos, length * random.unit()) };
+    if (errno === SHORT_WRITE) {
+      const allowed = wholePages(pos, (length - 1) * random.unit());
+      return { result: allowed, allowed };
+    }
     if (errno !== 0) return { result: -errno, allowed: random.chance(0.5) ? wholePages(pos, length * random.unit()) : 0 };
     const noSpace = disk.faults.rates.noSpace;
     if (disk.freeBytes < length + 2 * PAGE_BYTES || noSpace > 0) {
@@ -195,7 +199,7 @@ export abstract class SimFiles {
   private syncOnce(op: 'fdatasync' | 'fsync', fd: number, inJob: boolean): number {
     const handle = this.handles[fd];
     const open = this.fileOf(fd);
-    const errno = this.enter(op, open?.path ?? NO_PATH, 0, 0, inJob);
+    const errno = this.enter(op, handle?.kind === 'directory' ? handle.path : open?.path ?? NO_PATH, 0, 0, inJob);
     if (open === undefined) {
       if (handle?.kind !== 'directory') return -Errno.EBADF;
       return errno !== 0 ? -errno : this.options.disk.syncDirectory(handle.path);

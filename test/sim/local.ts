@@ -293,6 +293,31 @@ export class LocalDevices {
     return found;
   }
 
+  /** Blocks of changes that were answered with an error, or not at all. */
+  private uncertain(device: Device): number[] {
+    return [...device.later].filter(([, versions]) => versions.some((one) => !one.acknowledged)).map(([block]) => block);
+  }
+
+  get isUncertain(): boolean {
+    return [...this.devices.values()].some((device) => !device.removed && this.uncertain(device).length > 0);
+  }
+
+  /** Nothing is under way: what was answered with an error is there or not, and from here on what is found is there. */
+  takeUncertain(): void {
+    for (const device of this.devices.values()) {
+      if (device.removed || this.host.group.local!.tree.get(device.id)?.ready !== true) continue;
+      for (const block of this.uncertain(device)) {
+        const bytes = this.read(device.name, block * BLOCK, BLOCK);
+        if (bytes !== undefined) this.judgeBlock(device, block, bytes, 'kill', true);
+      }
+    }
+  }
+
+  /** The daemon was stopped in order: all that was acknowledged survives power loss. */
+  allSettled(): void {
+    this.settle(this.marks());
+  }
+
   // ---- judging ---------------------------------------------------------------------------------------
 
   /** Nothing is under way: every block is what was acknowledged last. */

@@ -17,7 +17,7 @@
 import { assert } from '../../base/assert.js';
 import { CorruptionError, Errno, IoError } from '../../base/errors.js';
 import type { Log } from '../../base/log.js';
-import { BLOCK_BYTES, KIB } from '../../base/units.js';
+import { BLOCK_BYTES, isLocalDevice, KIB } from '../../base/units.js';
 import { mkdirs, must } from '../../io/file.js';
 import { allocatedBytes } from '../../io/arena.js';
 import { O } from '../../io/io.js';
@@ -238,6 +238,7 @@ export class Content {
       content.floorLsn = content.knownFinal();
       content.checkpointer.foundFiles(MapFile.numbers(io, directory), found.older?.body.mapFile);
       content.recovered = { ...content.recovered, damagedSlot: found.damaged, staleFiles: content.store.layers.reconcile() };
+      if (extent.suspect === true) content.store.layers.reread(isLocalDevice);
     } catch (error) {
       content.close();
       throw error;

@@ -33,6 +33,8 @@ export interface CommitWatch {
   executing(edit: Edit): void;
   /** Just after; `was`: the tree before. */
   executed(operation: Operation, edit: Edit, at: At, was: Tree): void;
+  /** In place of it, when an effect failed: the group stops, and what this start has executed is not used any more. */
+  abandoned(): void;
 }
 
 /** This node's local snapshots, as far as a marker concerns them (adoption.ts). */
@@ -59,7 +61,7 @@ export class Core {
   /**
    * Executes the batch whose header is at `at`, which stands at `lsn`; for a
    * marker, its body is at `payloadAt`. Returns undefined, or a sentence: then
-   * nothing of it was executed and nothing behind it may be.
+   * nothing of it was executed and nothing behind it may be. Throws as `commit`.
    */
   apply(at: number, lsn: number, payloadAt: number): string | undefined {
     const { view, u8 } = this.arena;
@@ -163,13 +165,21 @@ export class Core {
     this.epochs = [...this.epochs, epoch];
   }
 
-  /** Takes an edit over: tree and content change together. */
+  /**
+   * Takes an edit over: tree and content change together. Throws IoError (of the local journal, or a map node) and
+   * CorruptionError: then a part of it was executed, the group must stop at once, and recovery executes it afresh.
+   */
   commit(operation: Operation, edit: Edit, at: At): void {
     const was = this.tree;
     this.watch?.executing(edit);
     this.tree = edit.tree;
-    for (const effect of edit.effects) {
-      this.execute(effect, at.lsn);
+    try {
+      for (const effect of edit.effects) {
+        this.execute(effect, at.lsn);
+      }
+    } catch (error) {
+      this.watch?.abandoned();
+      throw error;
     }
     this.watch?.executed(operation, edit, at, was);
   }

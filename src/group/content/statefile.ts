@@ -28,6 +28,8 @@ const shape = z.strictObject({
    * disk had it, when the disk held that and nothing beyond.
    */
   cleanStop: position.nullable(),
+  /** A failed fdatasync may have dropped pages of local devices or their journal, under the boot of `bootId`. */
+  localSuspect: z.literal(true).optional(),
   /** Where the journal lies, if not in `journal/`, or volatile. */
   journal: z.strictObject({ volatile: z.boolean(), directory: z.string() }).optional(),
 });

@@ -91,7 +91,7 @@ export class LocalContent {
     }
   }
 
-  /** The group's replay has ended at `lsn`. */
+  /** The group's replay has ended at `lsn`. Throws IoError. */
   ended(lsn: number, epochs: readonly EpochEntry[]): void {
     this.advance(lsn, epochs);
     while (this.head < this.queue.length) {
@@ -103,6 +103,8 @@ export class LocalContent {
     this.adoption.replayed(lsn, epochs);
     // So that a crash right after this start finds the same records to count.
     if (this.log.exists) this.log.settle(this.log.changedLsn);
+    // Nobody listens yet.
+    if (this.log.failure !== undefined) throw this.log.failure;
   }
 
   /** Notes that a record does not count: by the next start the group's history has gone on, and what follows it must not wait for it. */

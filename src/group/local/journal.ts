@@ -91,6 +91,8 @@ export class LocalJournal {
   onSettled: () => void = () => undefined;
   /** The journal, or a layer's fdatasync, failed: final, for what was written may be gone. */
   onFailure: (error: IoError) => void = () => undefined;
+  /** The first one; also of a time when nobody listened. */
+  failure: IoError | undefined;
 
   constructor(private readonly reactor: Reactor, private readonly layers: LayerTable, private readonly options: LocalJournalOptions) {
     this.directory = `${options.directory}/local`;
@@ -101,7 +103,7 @@ export class LocalJournal {
       // It is made durable when it is settled, and never without the layers.
       syncBytes: Infinity, syncUs: Infinity, maxBatchPayload: MAX_MARKER_BYTES,
     });
-    this.journal.onFailure = (error) => this.onFailure(error);
+    this.journal.onFailure = (error) => this.fail(error);
     this.journal.onDurable = () => this.durable();
     this.journal.pool.onCreated = (failure) => (this.growProblem = failure);
   }
@@ -190,6 +192,8 @@ export class LocalJournal {
       this.append({ op: 'opened', bootId: this.options.bootId });
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
+      // It holds nothing yet, so nothing failed but its creation.
+      if (!this.created) journal.pool.abandon();
       this.createEnded(error);
       return;
     }
@@ -313,6 +317,11 @@ export class LocalJournal {
     if (this.target < 0) this.syncLayers();
   }
 
+  private fail(error: IoError): void {
+    this.failure ??= error;
+    this.onFailure(error);
+  }
+
   private syncLayers(): void {
     this.target = this.journal.appendedLsn;
     this.barrierEnd = 0;
@@ -336,7 +345,7 @@ export class LocalJournal {
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
       for (const layer of held) layer.holds--;
-      this.onFailure(error);
+      this.fail(error);
       return;
     }
     this.dirty = new Set();
@@ -350,7 +359,7 @@ export class LocalJournal {
       for (const layer of held) layer.holds--;
       if (directory >= 0) this.reactor.io.close(directory);
       if (result < 0) {
-        this.onFailure(new IoError(-result, 'fdatasync the layers of local devices in', this.layers.directory));
+        this.fail(new IoError(-result, 'fdatasync the layers of local devices in', this.layers.directory));
         return;
       }
       for (const layer of unnamed) layer.named = true;
@@ -379,9 +388,9 @@ export class LocalJournal {
     this.onSettled();
   }
 
-  /** At a stop in order, when no job is in flight: what was acknowledged survives a later power loss, too. Blocking; returns 0 or −errno. */
-  settleNow(): number {
-    if (!this.created || this.settledLsn >= this.changedLsn) return 0;
+  /** At a stop in order, when no job is in flight: what was acknowledged survives a later power loss, too. Blocking; returns why that failed. */
+  settleNow(): IoError | undefined {
+    if (!this.created || this.settledLsn >= this.changedLsn) return undefined;
     const { io } = this.reactor;
     const upTo = this.journal.appendedLsn;
     try {
@@ -392,9 +401,10 @@ export class LocalJournal {
       this.append({ op: 'barrier', upTo });
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
-      return -error.errno;
+      return error;
     }
-    return this.journal.syncNow();
+    this.journal.syncNow();
+    return this.journal.failure;
   }
 
   /** Starts nothing more; jobs in flight run out. */

@@ -125,6 +125,11 @@ export class Meter implements CommitWatch, WireMeter {
   }
 
   /** CommitWatch. */
+  abandoned(): void {
+    this.forgetBefore();
+  }
+
+  /** CommitWatch. */
   executed(operation: Operation, edit: Edit, at: At, was: Tree): void {
     if (operation.op === 'epoch') return;
     const ids = devicesOf(operation);

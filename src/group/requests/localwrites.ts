@@ -33,6 +33,7 @@ import { SlotQueue } from './slotqueue.js';
 
 /** Requests written through at the same time. */
 const AT_ONCE = 64;
+const EDGES = 'read what surrounds a write in';
 /** Extents of one request: an edge block, what is between, an edge block. */
 const EXTENTS_EACH = 3;
 
@@ -78,6 +79,10 @@ export class LocalWrites {
   /** Not 0: what would wait for room in the local journal is answered with this. */
   private noWaiting = 0;
   private readonly content: Content;
+  /** Why the last write failed, or the read of an edge; undefined when a later one succeeded. */
+  problem: IoError | undefined;
+  /** Another one than before. */
+  onProblem: (error: IoError) => void = () => undefined;
 
   constructor(private readonly reactor: Reactor, private readonly host: LocalWritesHost, private readonly requests: RequestTable) {
     this.content = host.content;
@@ -90,7 +95,7 @@ export class LocalWrites {
   /** Whether requests wait for room in the local journal. */
   get stalled(): boolean {
     const { log } = this.content.local;
-    if (!log.exists || log.hasRoom) return false;
+    if (this.stopped !== 0 || !log.exists || log.hasRoom) return false;
     if (this.written.length > 0) return true;
     for (const { queue } of this.devices.values()) if (queue.length > 0) return true;
     return false;
@@ -130,6 +135,13 @@ export class LocalWrites {
     const { settledLsn } = this.content.local.log;
     for (let slot = this.flushes.shift(settledLsn); slot >= 0; slot = this.flushes.shift(settledLsn)) this.requests.complete(slot, 0);
     this.reactor.again();
+  }
+
+  /** Only the client of this request is concerned: nothing was acknowledged, and no record names what was written. */
+  private troubled(errno: number, doing: string, file: string): void {
+    const known = this.problem?.message;
+    this.problem = new IoError(errno, doing, file);
+    if (this.problem.message !== known) this.onProblem(this.problem);
   }
 
   // ---- starting ----------------------------------------------------------------------------------
@@ -194,7 +206,10 @@ export class LocalWrites {
       }
       // What other requests hold comes back; the spare blocks are free when there are none.
       if (result === NO_ROOM) return false;
-      if (result < 0) return refuse(-result);
+      if (result < 0) {
+        this.troubled(-result, EDGES, store.layers.directory);
+        return refuse(-result);
+      }
     }
     waiting.queue.shift(Infinity);
     this.begin(slot, device, first, end, writes, edges);
@@ -213,6 +228,7 @@ export class LocalWrites {
     this.edges.fetch(device, requests.offset[slot], requests.length[slot], (fetched) => {
       waiting.fetching = false;
       if (fetched < 0 && waiting.queue.first === slot) {
+        this.troubled(-fetched, EDGES, this.content.store.layers.directory);
         waiting.queue.shift(Infinity);
         requests.complete(slot, -fetched);
       }
@@ -220,7 +236,7 @@ export class LocalWrites {
     });
   }
 
-  /** Hands its blocks to the helper. Throws IoError when the layer's file cannot be made. */
+  /** Hands its blocks to the helper. */
   private begin(slot: number, device: StoredDevice, first: number, end: number, writes: boolean, edges: Edges): void {
     const { requests, table } = this;
     const { store, local, options } = this.content;
@@ -246,12 +262,11 @@ export class LocalWrites {
       }
     } catch (error) {
       this.edges.release(edges);
-      requests.complete(slot, Errno.EIO);
-      if (error instanceof IoError) {
-        this.host.failed(error);
-        return;
-      }
-      throw error;
+      if (!(error instanceof IoError)) throw error;
+      // The layer's file could not be made or opened: so far nothing was changed.
+      this.troubled(error.errno, error.doing, error.file);
+      requests.complete(slot, error.errno === Errno.ENOSPC ? Errno.ENOSPC : Errno.EIO);
+      return;
     }
     if (isWrite) extents.push(device.id, first, end - first, 0);
     else {
@@ -279,11 +294,13 @@ export class LocalWrites {
     this.edges.release(write.edges);
     if (result < 0 || this.stopped !== 0) {
       write.layer!.writing--;
+      if (result < 0) this.troubled(-result, 'write', this.content.store.layers.path(write.layer!));
       this.requests.complete(write.slot, this.stopped !== 0 ? this.stopped : -result);
       this.idle(write.device);
       if (this.stopped === 0) this.pump(write.device);
       return;
     }
+    this.problem = undefined;
     this.written.push(write);
   }
 

@@ -1,0 +1,29 @@
+/**
+ * Local devices on disks that fail (local-faults.ts): a few seeds in `make test`,
+ * LOCAL_FAULT_SEEDS of them from TEST_SEED on, or with `seeds.js --local-faults`.
+ */
+import t from 'tap';
+import { LocalFaultRun } from './local-faults.js';
+
+const SEED = Number(process.env.TEST_SEED ?? 1);
+const SEEDS = Number(process.env.LOCAL_FAULT_SEEDS ?? 100);
+
+t.setTimeout(3_600_000);
+
+t.test('whatever fails below local devices, a start finds what was flushed, and both nodes the same volumes', async (t) => {
+  const fired = new Map<string, number>();
+  const counts = { crashes: 0, stops: 0, failedStarts: 0, changes: 0, errors: 0, promoted: 0 };
+  for (let seed = SEED; seed < SEED + SEEDS; seed++) {
+    try {
+      const result = new LocalFaultRun(seed).run();
+      for (const [name, times] of result.fired) fired.set(name, (fired.get(name) ?? 0) + times);
+      for (const key of ['crashes', 'stops', 'failedStarts', 'changes', 'errors'] as const) counts[key] += result[key];
+      if (result.promoted) counts.promoted++;
+    } catch (error) {
+      t.fail(`TEST_SEED=${seed}: ${(error as Error).message}`);
+      return;
+    }
+  }
+  t.comment(`seeds ${SEED} to ${SEED + SEEDS - 1}: ${JSON.stringify(counts)}; failed: ${[...fired].map(([name, times]) => `${name} ${times}`).join(', ')}`);
+  t.ok(counts.stops > SEEDS / 4 && counts.errors > SEEDS / 4, 'there was something to judge');
+});
