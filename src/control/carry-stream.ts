@@ -67,8 +67,11 @@ function trailer(failure: Parameters<typeof errorBody>[0]): Record<string, strin
 /** Resolves when the input has ended and what was taken of it is durable, or the client has gone. */
 export async function receiveImport(request: IncomingMessage, response: ServerResponse, group: string, stream: CarryStream): Promise<void> {
   const { port } = stream;
+  // The client still writes when it is refused: on a connection that is closed then, its writing fails, and it loses the
+  // answer. It hangs up when it has read that, or the server's time for idle connections ends it.
+  response.shouldKeepAlive = true;
   const opened = await port.call({ op: 'importOpen', group }).catch((error: unknown) => {
-    // Whatever is on its way has to be read, or the client would lose the answer with the connection.
+    // For the same reason what is on its way is read.
     request.resume();
     throw stream.failed(error);
   });

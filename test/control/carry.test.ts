@@ -138,6 +138,25 @@ t.test('an import that is refused says why, at once or half-way, however much is
   await t.rejects(collect(client.importJournal('g', input(200, 60_000))), { code: 'role/not-secondary' });
 });
 
+t.test('an import that is refused leaves the connection to its client, which still writes to it', async (t) => {
+  const { port, socket } = await setup(t);
+  for (const when of ['at once', 'half-way'] as const) {
+    port.answers[when === 'at once' ? 'importOpen' : 'importPush'] = () => { throw failure('import/gap', 'the stream begins at LSN 5'); };
+    if (when === 'half-way') port.answers.importOpen = () => ({ session: 1, state: importState() });
+    const raw = createConnection(socket);
+    let text = '';
+    raw.setEncoding('utf8').on('data', (part: string) => (text += part));
+    const ended = new Promise<string>((resolve) => raw.once('close', () => resolve('closed')).on('error', () => undefined));
+    const chunk = '5\r\nhello\r\n';
+    raw.write(`POST /v1/groups/g/journal/import HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n${chunk}`);
+    await waitFor('the refusal', () => text.includes('import/gap'));
+    // Nobody would answer this if the connection had been closed.
+    raw.write(`${chunk.repeat(1000)}0\r\n\r\nGET /v1/version HTTP/1.1\r\nhost: x\r\n\r\n`);
+    t.equal(await Promise.race([ended, waitFor('the next answer', () => text.includes('"api":"v1"')).then(() => 'answered')]), 'answered', when);
+    raw.destroy();
+  }
+});
+
 t.test('an import whose client is gone ends, also while the data path has no room', async (t) => {
   const { port, client } = await setup(t);
   let refuse: (error: Error) => void = () => undefined;
