@@ -5,9 +5,11 @@
 
 import { assert } from '../base/assert.js';
 import { CorruptionError, IoError, OperatorError } from '../base/errors.js';
+import { toHex } from '../base/words.js';
 import type { JournalPage, JournalRequest } from '../control/port.js';
 import type { JournalRecord } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
+import { encodeSums } from '../group/tree/fieldsums.js';
 import { decodeMarker, operationVerb } from '../group/tree/record.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
@@ -103,6 +105,6 @@ function decodeRecord(group: Group, at: number, batchLsn: number, i: number, u8:
   if (typeof marker === 'string') return { lsn, kind: 'marker', device: null, offset: null, length, epoch, body: { problem: marker } };
   return {
     lsn, kind: operationVerb(marker.operation), device: null, offset: null, length, epoch,
-    body: { ...marker.operation, wallMs: marker.wallMs, digest: marker.digest, ...meteredFields(group.meter, lsn) },
+    body: { ...marker.operation, wallMs: marker.wallMs, digest: marker.digest, ...(marker.sums === undefined ? {} : { sums: toHex(encodeSums(marker.sums)) }), ...meteredFields(group.meter, lsn) },
   };
 }

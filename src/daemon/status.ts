@@ -70,7 +70,7 @@ function groupStatus(path: DataPath, group: Group, carry: Carry): GroupStatus {
   };
   if (!group.hasContent) return { ...common, ...nothing(path, group.name) };
   const { journal, checkpointer, destager, store, walker, mapTasks, applyProblem } = group.content;
-  if (applyProblem !== undefined) errors.push(`stopped applying: ${applyProblem}; the last state is served read-only`);
+  if (applyProblem !== undefined) errors.push(`stopped applying, serves the last state read-only and keeps what it receives: ${applyProblem}`);
   if (destager.lastError !== undefined) errors.push(`destaging fails and is tried again: ${destager.lastError}`);
   if (checkpointer.lastError !== undefined) errors.push(`checkpoints fail and are tried again: ${checkpointer.lastError}`);
   if (walker.lastError !== undefined) errors.push(walker.lastError);

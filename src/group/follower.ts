@@ -84,7 +84,7 @@ export class Follower {
     if (problem !== undefined) {
       content.stopApplying(before, problem);
       content.keep(at, before.lsn, payloadAt);
-      this.log.error(`stops applying: ${problem}. The last state stays readable, the journal goes on being received`);
+      this.log.error(`stops applying, serves the last state read-only and keeps what it receives: ${problem}`);
       host.contentChanged();
       return { kind: 'kept', reason: problem };
     }

@@ -213,9 +213,9 @@ export class Group implements ReplicatedGroup {
     return this.opened?.appliedPosition ?? ZERO;
   }
 
-  get appliedLsn(): number {
-    return this.opened?.appliedLsn ?? 0;
-  }
+  get appliedLsn(): number { return this.opened?.appliedLsn ?? 0; }
+
+  get applyProblem(): string | undefined { return this.opened?.applyProblem; }
 
   get stableLsn(): number {
     const own = this.opened?.journal.stableLsn ?? 0;

@@ -47,6 +47,8 @@ export interface ReplicatedGroup {
   readonly appliedPosition: Position;
   /** Its LSN. */
   readonly appliedLsn: number;
+  /** Why what arrives is appended and not executed, one sentence or more; undefined while all is executed. */
+  readonly applyProblem: string | undefined;
   /** Nothing below can be undone any more (DESIGN §5). */
   readonly stableLsn: number;
 

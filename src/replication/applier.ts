@@ -19,7 +19,7 @@ import type { TimerId } from '../io/timers.js';
 import { batch, entry, RecordKind, usedHeaderBytes } from '../journal/format.js';
 import { verifyHeader, verifyPayloads, wirePayloadBytes } from '../journal/verify.js';
 import type { Connection } from './connection.js';
-import { AckFlag, cleanSentence, FRAME_HEADER_BYTES, MAX_EPOCHS_SENT } from './message.js';
+import { AckFlag, cleanSentence, FRAME_HEADER_BYTES, MAX_EPOCHS_SENT, MAX_KEPT } from './message.js';
 
 export interface ApplierOptions {
   /** Longest time from a receive to the journal's fdatasync, when none is under way. */
@@ -42,8 +42,6 @@ const TAKEN: Taken = { kind: 'taken' };
 const FULL: Taken = { kind: 'full' };
 
 export class Applier {
-  /** Why the group has stopped to apply; undefined while it applies. */
-  kept: string | undefined;
   full = false;
   /** Wall clock of the last batch received, ms. */
   lastWallMs = 0;
@@ -99,10 +97,7 @@ export class Applier {
     const result = group.receive(at, at + used);
     switch (result.kind) {
       case 'applied':
-        this.kept = undefined;
-        break;
       case 'kept':
-        this.kept = cleanSentence(result.reason);
         break;
       case 'full':
         this.full = true;
@@ -173,14 +168,16 @@ export class Applier {
   acknowledge(force: boolean): void {
     if (this.closed || !this.connection.open) return;
     const { journal } = this.group;
-    if (this.kept !== this.toldKept) {
-      this.toldKept = this.kept;
-      this.connection.send('state', { kept: this.kept ?? null }, journal.durableLsn);
+    // Also of a group that had stopped before this connection was made: before the first ack, so that it has its reason.
+    const kept = this.group.applyProblem;
+    if (kept !== this.toldKept) {
+      this.toldKept = kept;
+      this.connection.send('state', { kept: kept === undefined ? null : cleanSentence(kept, MAX_KEPT) }, journal.durableLsn);
     }
     const received = journal.appendedLsn;
     const durable = journal.durableLsn;
     const applied = this.group.appliedLsn;
-    const flags = (this.kept === undefined ? 0 : AckFlag.kept) | (this.full ? AckFlag.full : 0);
+    const flags = (kept === undefined ? 0 : AckFlag.kept) | (this.full ? AckFlag.full : 0);
     if (!force && received === this.ackedReceived && durable === this.ackedDurable && applied === this.ackedApplied && flags === this.ackedFlags) return;
     // One ack under way is enough: the next one says more.
     if (!this.connection.idle) return;

@@ -152,8 +152,8 @@ export class Importer {
       const hint = group.role === 'primary' ? `; to make this node follow the exporting one: ${NEEDS_REBUILD}` : `: ${group.roleReason}`;
       return new OperatorError('role/not-secondary', `group ${group.name} is ${group.role} on this node, and only a secondary imports${hint}`);
     }
-    if (group.appliedLsn < group.position.lsn && this.state.kind !== 'stream') {
-      return new OperatorError('import/kept', `group ${group.name} has stopped applying at LSN ${group.appliedLsn} and imports nothing more; lockstep status ${group.name} says why`);
+    if (group.applyProblem !== undefined && this.state.kind !== 'stream') {
+      return new OperatorError('import/kept', `group ${group.name} has stopped applying at LSN ${group.appliedLsn} and imports nothing more: ${group.applyProblem}`);
     }
     return this.options.blocked();
   }

@@ -310,9 +310,9 @@ export class OutgoingLink implements SessionOwner {
       case 'fetching': return { kind: 'fetching', bytes: Math.max(0, session.fetchUpTo - this.group.position.lsn) };
       case 'shipping': return this.shippingState(session);
       case 'applying': {
-        const { applier } = session;
-        if (applier?.kept !== undefined) return { kind: 'kept', why: `receives but does not apply: ${applier.kept}` };
-        if (applier?.full === true) return { kind: 'stalled', why: 'receives nothing now: the journal of this node is full' };
+        const { applyProblem } = this.group;
+        if (applyProblem !== undefined) return { kind: 'kept', why: `receives but does not apply: ${applyProblem}` };
+        if (session.applier?.full === true) return { kind: 'stalled', why: 'receives nothing now: the journal of this node is full' };
         return { kind: 'following' };
       }
       case 'ended': return { kind: 'pausing', error };

@@ -173,6 +173,8 @@ export const ack = {
 /** Epochs that a position message carries: the newest ones. */
 export const MAX_EPOCHS_SENT = 2000;
 const MAX_SENTENCE = 600;
+/** Longest reason why a node does not apply: it names fields and devices (group/tree/differs.ts). Its UTF-8 fits a `state` frame. */
+export const MAX_KEPT = 1300;
 
 export const LsnField = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
 export const Word = z.number().int().nonnegative().max(0xffffffff);
@@ -225,7 +227,7 @@ export const messages = {
     z.strictObject({ kind: z.literal('fetch'), from: Place, upTo: LsnField }),
   ]),
   goodbye: z.strictObject({ code: Code, message: Sentence }),
-  state: z.strictObject({ kept: Sentence.nullable() }),
+  state: z.strictObject({ kept: z.string().max(MAX_KEPT).nullable() }),
 } as const;
 
 export type MessageName = keyof typeof messages;
@@ -252,10 +254,10 @@ export function decodeMessage<N extends MessageName>(name: N, bytes: Uint8Array)
 }
 
 /** Words that may be shown and sent: one line, no control characters, bounded. */
-export function cleanSentence(words: string): string {
+export function cleanSentence(words: string, most = MAX_SENTENCE): string {
   let clean = '';
   for (const char of words) {
-    if (clean.length >= MAX_SENTENCE - 4) return `${clean} ...`;
+    if (clean.length >= most - 5) return `${clean} ...`;
     clean += char < ' ' || char === '\x7f' ? ' ' : char;
   }
   return clean;

@@ -121,6 +121,7 @@ t.test('the digest is the same for the same devices, whatever way led there', as
     }
     const again = Tree.fromDevices([...tree.all()].reverse(), tree.nextId);
     if (again.digest(EPOCH) !== tree.digest(EPOCH)) throw new Error('the digest depends on the way');
+    if (again.sums.join() !== tree.sums.join()) throw new Error('the sums depend on the way');
     for (const device of tree.all()) if (tree.find(tree.nameOf(device)) !== device || again.find(again.nameOf(device))?.id !== device.id) throw new Error(`${device.id} is not found by its name`);
     for (const device of tree.all()) if (device.parent !== 0 && tree.get(device.parent) === undefined) throw new Error('a parent is missing');
   }), { numRuns: 300 });
@@ -136,7 +137,9 @@ t.test('markers come back as they were written', async (t) => {
     { op: 'remove', devices: [3, 2, 1] },
   ];
   for (const operation of operations) {
-    const marker = { operation, wallMs: 1_700_000_000_123, digest: 'ef'.repeat(16) };
+    const older = { operation, wallMs: 1_700_000_000_123, digest: 'ef'.repeat(16) };
+    t.same(decodeMarker(encodeMarker(older)), older, 'also of a time before there were sums');
+    const marker = { ...older, sums: sample().sums };
     t.same(decodeMarker(encodeMarker(marker)), marker, operation.op);
     t.ok(encodeMarker(marker).length < 1024, 'and are below 1 KiB');
   }
@@ -146,6 +149,7 @@ t.test('bodies that are no marker are refused with words, never thrown at', asyn
   const good = { o: { op: 'create', id: 1, name: 'v', sizeBytes: 4096 }, t: 1, d: 'ef'.repeat(16) };
   for (const [body, words] of [
     [new Uint8Array([0xc1]), /./], [new Uint8Array([0xdc, 0xff, 0xff]), /./], [pack('x'), /not a marker/], [pack({ ...good, d: 'x' }), /not a marker/], [pack({ ...good, x: 1 }), /not a marker/],
+    ...[new Uint8Array(75), new Uint8Array(77), new Uint8Array(0), 'f'.repeat(76), new Array(76).fill(0), null].map((f): [Uint8Array, RegExp] => [pack({ ...good, f }), /not a marker/]),
     [pack({ ...good, o: { op: 'resize', id: 1 } }), /does not know \(resize\)/], [pack({ ...good, o: { ...good.o, extra: 1 } }), /does not know/], [pack({ ...good, o: null }), /unnamed/],
     [pack({ ...good, o: { ...good.o, id: 0 } }), /does not know/], [pack({ ...good, o: { ...good.o, sizeBytes: 1.5 } }), /does not know/],
   ] as const) {

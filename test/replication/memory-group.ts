@@ -49,6 +49,7 @@ export class MemoryGroup implements ReplicatedGroup {
   readonly meter = { markerOnWire: (peer: string, lsn: number, bytes: number): void => void this.wired.set(`${peer} ${lsn}`, (this.wired.get(`${peer} ${lsn}`) ?? 0) + bytes) };
   rewinds = 0;
   primaryDurable = 0;
+  applyProblem: string | undefined;
   /** A stable LSN that the test dictates. */
   stableAtLeast = 0;
   /** Answers `receive` instead of the group, if it returns something. */
@@ -223,6 +224,7 @@ export class MemoryGroup implements ReplicatedGroup {
     const applied = this.lastApplied;
     assert(this.journal.receive(at, payloadAt) === 0, 'the append failed');
     this.keep();
+    this.applyProblem = answer?.reason;
     if (answer !== undefined) {
       this.lastApplied = applied;
       return answer;

@@ -1,5 +1,6 @@
 /** Batches cross a link over real sockets and files: equality, back-pressure, cursors, acks. */
 import t from 'tap';
+import { PeerError } from '../../src/base/errors.js';
 import { randomFrom, seedOfRun } from '../io/fixture.js';
 import { difference } from './memory-group.js';
 import { FAST, pair, realRig, SECRET } from './rig.js';
@@ -144,6 +145,32 @@ t.test('a stopped applier is told in every ack, with its reason', async (t) => {
   a.links.whenApplied(a.group.position.lsn, 30_000, (said) => void (notice = said));
   rig.until(() => notice !== '');
   t.match(notice, /b has applied up to LSN \d+ \(b receives but does not apply/);
+});
+
+t.test('a new connection tells with its first ack why the peer had stopped applying before', async (t) => {
+  const rig = realRig(t);
+  const { a, b } = pair(rig);
+  a.links.start();
+  b.links.start();
+  rig.until(() => b.group.epochs.length === 1, 'the first record');
+  const why = `it does not know the operation "${'fold'.repeat(200)}"`;
+  b.group.answer = () => ({ kind: 'kept', reason: why });
+  a.group.append(2, randomFrom(seed + 10));
+  rig.until(() => a.links.status()[0].reason !== '');
+  const reason = `b receives but does not apply: ${why}`;
+  t.equal(a.links.status()[0].reason, reason, 'as long as such reasons are');
+  t.equal(b.links.status()[0].reason, `receives but does not apply: ${why}`);
+  const link = a.links.link('b')!;
+  const told: string[] = [];
+  const acked = link.acked.bind(link);
+  link.acked = (session) => {
+    acked(session);
+    told.push(link.status().reason);
+  };
+  link.outgoing!.connection.close();
+  link.outgoing!.ended(new PeerError('link/lost', 'cut by the test'));
+  rig.until(() => told.length >= 2);
+  t.strictSame(told.slice(0, 2), ['', reason], 'when shipping began, and with the first ack; nothing was sent');
 });
 
 t.test('whenApplied answers when the peer has applied, at once when it has already', async (t) => {

@@ -104,8 +104,13 @@ for (const which of ['an operation', 'the epoch record itself'] as const) {
     const durable = b.group.position.lsn;
     // Then nothing of it can be undone.
     two.run(() => b.group.stableLsn >= durable);
+    const { applyProblem } = b.group;
+    t.match(applyProblem, /^the marker "(create|epoch)" at LSN \d+ left the primary with tree digest e{32}, this node would get [0-9a-f]{32}: all fields of all devices agree/);
+    const reason = `b receives but does not apply: ${applyProblem ?? ''}`;
+    t.equal(two.link.reason, reason);
     two.reconnect();
     t.equal(two.link.state, 'streaming', two.link.reason);
+    two.run(() => two.link.reason === reason);
     two.create('w');
     two.run(() => two.level);
     t.same(b.group.epochs, a.group.epochs);
@@ -114,6 +119,7 @@ for (const which of ['an operation', 'the epoch record itself'] as const) {
     t.same(b.group.epochs, a.group.epochs, 'recovery finds them, too');
     two.run(() => two.link.state === 'streaming' || two.link.state === 'refused');
     t.equal(two.link.state, 'streaming', two.link.reason);
+    two.run(() => two.link.reason === reason);
     two.create('x');
     two.run(() => two.level);
     t.equal(b.group.appliedLsn, stopped, 'nothing behind the record was executed');

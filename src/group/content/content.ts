@@ -305,6 +305,7 @@ export class Content {
     if (recovered.damagedSlot !== undefined) log.warn('a checkpoint slot was not readable; the other one was used', { slot: recovered.damagedSlot });
     if (recovered.tornAt !== 0) log.info('erased what lay behind the end of the journal; nothing in it had been acknowledged as durable');
     log.info('opened', { lsn: this.journal.appendedLsn, checkpoint: this.checkpointer.committedAt.lsn, batches: recovered.batches, devices: this.core.tree.count });
+    if (this.applyProblem !== undefined) log.error(`has not executed what its journal holds from LSN ${this.appliedLsn} on: ${this.applyProblem}`);
   }
 
   /** Behind the last batch that was executed. */

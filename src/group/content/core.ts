@@ -12,6 +12,7 @@ import { isLocalDevice } from '../../base/units.js';
 import type { Arena } from '../../io/arena.js';
 import { batch, entry, RecordKind } from '../../journal/format.js';
 import type { Store } from '../../store/store.js';
+import { REMEDY, whatDiffers } from '../tree/differs.js';
 import { decodeMarker, operationVerb } from '../tree/record.js';
 import type { Marker, Operation } from '../tree/record.js';
 import type { EpochEntry } from '../tree/epochs.js';
@@ -68,7 +69,7 @@ export class Core {
     const first = entry.at(at, 0);
     if (entry.kind(view, first) === RecordKind.marker) {
       const marker = decodeMarker(u8.subarray(payloadAt, payloadAt + entry.length(view, first)));
-      if (typeof marker === 'string') return `the marker at LSN ${entry.lsn(lsn, 0)} cannot be executed: ${marker}`;
+      if (typeof marker === 'string') return `the marker at LSN ${entry.lsn(lsn, 0)} cannot be executed: ${marker}. ${REMEDY}`;
       return this.applyMarker(marker, at, lsn);
     }
     const { epoch } = this;
@@ -140,10 +141,10 @@ export class Core {
     }
     const where: At = { lsn: entry.lsn(lsn, 0), epochId: headerEpoch.id, wallMs: marker.wallMs };
     const edit = this.tree.edit(operation, where);
-    if (typeof edit === 'string') return `${place} cannot be executed: ${edit}`;
+    if (typeof edit === 'string') return `${place} cannot be executed: ${edit}. ${REMEDY}`;
     const digest = edit.tree.digest(headerEpoch.id);
     if (digest !== marker.digest) {
-      return `${place} left the primary with tree digest ${marker.digest}, this node would get ${digest}: the trees differ`;
+      return `${place} left the primary with tree digest ${marker.digest}, this node would get ${digest}: ${whatDiffers(marker.sums, this.tree, edit.tree)}. ${REMEDY}`;
     }
     // The one condition that is a node's own: then it stops, as with a tree that differs.
     for (const effect of edit.effects) {

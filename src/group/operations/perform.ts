@@ -38,7 +38,7 @@ export function appendOperation(io: Io, content: Content, operation: Operation, 
   const at: At = { lsn: journal.recordLsn(0), epochId, wallMs };
   const edit = core.tree.edit(operation, at);
   assert(typeof edit !== 'string', `operation ${operation.op} contradicts the tree: ${String(edit)}`);
-  const body = encodeMarker({ operation, wallMs, digest: edit.tree.digest(epochId) });
+  const body = encodeMarker({ operation, wallMs, ...edit.tree.proof(epochId) });
   // What no node could read back must never get into the stream.
   const problem = body.length > MAX_MARKER_BYTES ? `its marker would have ${body.length} bytes` : decodeMarker(body);
   if (typeof problem === 'string') throw new OperatorError('operation/too-large', `the operation is too large for one marker (${problem}); do it in parts`);

@@ -2,12 +2,14 @@
  * A tree under change: copied once per operation, however many devices it
  * touches, for the data thread waits for it.
  *
- * Owns: keeping devices, names and the sum of the hashes in step. Must not know:
+ * Owns: keeping devices, names, the sum of the hashes and those of the fields in step. Must not know:
  * what an operation does (change.ts).
  */
 
 import { deviceHash, MASK_128, nameIn } from './device.js';
 import type { Device } from './device.js';
+import { sumDevice } from './fieldsums.js';
+import type { FieldSums } from './fieldsums.js';
 
 /** What a tree is made of. */
 export interface TreeParts {
@@ -16,6 +18,8 @@ export interface TreeParts {
   readonly byName: ReadonlyMap<string, number>;
   /** Of the devices' hashes, modulo 2^128. */
   readonly sum: bigint;
+  /** Which kinds of fields differ from another node's. */
+  readonly sums: FieldSums;
   /** The id that the next device gets; ids are never reused. */
   readonly nextId: number;
 }
@@ -24,6 +28,7 @@ export class Draft {
   private readonly devices: Map<number, Device>;
   private readonly byName: Map<string, number>;
   private sum: bigint;
+  private readonly sums: Uint32Array;
   private nextId: number;
   private childrenOf: Map<number, Set<number>> | undefined;
 
@@ -31,6 +36,7 @@ export class Draft {
     this.devices = new Map(parts.devices);
     this.byName = new Map(parts.byName);
     this.sum = parts.sum;
+    this.sums = parts.sums.slice();
     this.nextId = parts.nextId;
   }
 
@@ -77,6 +83,7 @@ export class Draft {
     this.devices.set(device.id, device);
     this.byName.set(this.nameOf(device), device.id);
     this.sum = (this.sum + deviceHash(device)) & MASK_128;
+    sumDevice(this.sums, device, 1);
     this.nextId = Math.max(this.nextId, device.id + 1);
     if (this.childrenOf !== undefined) this.adopt(device);
   }
@@ -88,12 +95,13 @@ export class Draft {
 
   /** What the tree after the change is made of; the draft is not used any more. */
   done(): TreeParts {
-    return { devices: this.devices, byName: this.byName, sum: this.sum, nextId: this.nextId };
+    return { devices: this.devices, byName: this.byName, sum: this.sum, sums: this.sums, nextId: this.nextId };
   }
 
   private forget(device: Device): void {
     this.byName.delete(this.nameOf(device));
     this.sum = (this.sum - deviceHash(device)) & MASK_128;
+    sumDevice(this.sums, device, -1);
     this.childrenOf?.get(device.parent)?.delete(device.id);
   }
 

@@ -11,6 +11,8 @@ import { z } from 'zod';
 import { unreachable } from '../../base/assert.js';
 import { NAME_PATTERN } from '../../base/names.js';
 import { BLOCK_BYTES, LOCAL_DEVICES, MAX_DEVICE_BYTES } from '../../base/units.js';
+import { decodeSums, encodeSums, FIELD_SUMS_BYTES } from './fieldsums.js';
+import type { FieldSums } from './fieldsums.js';
 
 /** Ids from LOCAL_DEVICES on are of one node only. */
 const id = z.number().int().positive().max(LOCAL_DEVICES - 1);
@@ -84,18 +86,27 @@ export type Operation = z.infer<typeof Operation>;
 export type EpochOperation = z.infer<typeof epoch>;
 export type Range = readonly [offset: number, length: number];
 
-export interface Marker {
+/** What a marker says of the logical tree after its operation (tree.ts). */
+export interface Proof {
+  readonly digest: string;
+  /** For the sentence when the digest differs (differs.ts); markers of before there were any have none. */
+  readonly sums?: FieldSums;
+}
+
+export interface Marker extends Proof {
   readonly operation: Operation;
   /** Wall clock of the primary, ms since 1970. */
   readonly wallMs: number;
-  /** Digest of the logical tree after the operation (tree.ts). */
-  readonly digest: string;
 }
 
-const envelope = z.strictObject({ o: z.unknown(), t: z.number().int().nonnegative(), d: hex128 });
+/** Operation, time, digest, field sums. */
+const envelope = z.strictObject({
+  o: z.unknown(), t: z.number().int().nonnegative(), d: hex128,
+  f: z.custom<Uint8Array>((value) => value instanceof Uint8Array && value.length === FIELD_SUMS_BYTES).optional(),
+});
 
-export function encodeMarker(marker: Marker): Uint8Array {
-  return pack({ o: marker.operation, t: marker.wallMs, d: marker.digest });
+export function encodeMarker({ operation, wallMs, digest, sums }: Marker): Uint8Array {
+  return pack({ o: operation, t: wallMs, d: digest, ...(sums === undefined ? {} : { f: encodeSums(sums) }) });
 }
 
 /**
@@ -115,9 +126,10 @@ export function decodeMarker(bytes: Uint8Array): Marker | string {
   const operation = Operation.safeParse(outer.data.o);
   if (!operation.success) {
     const named = (outer.data.o as { op?: unknown } | null)?.op;
-    return `it is an operation that this version does not know (${typeof named === 'string' ? named : 'unnamed'})`;
+    return `it is an operation that this version does not know (${typeof named === 'string' && NAME_PATTERN.test(named) ? named : 'unnamed'})`;
   }
-  return { operation: operation.data, wallMs: outer.data.t, digest: outer.data.d };
+  const { t, d, f } = outer.data;
+  return { operation: operation.data, wallMs: t, digest: d, ...(f === undefined ? {} : { sums: decodeSums(f) }) };
 }
 
 /** Of an epoch whose record names no node in a way that this version understands. */
@@ -146,7 +158,7 @@ let warm = false;
  * Runs the code of a marker a few times on nothing: the first marker of a
  * process would otherwise spend milliseconds of the data thread in cold code.
  */
-export function warmUpMarkers(rehearse: (operation: Operation) => string): void {
+export function warmUpMarkers(rehearse: (operation: Operation) => Proof): void {
   if (warm) return;
   warm = true;
   for (let i = 0; i < 30; i++) {
@@ -156,7 +168,7 @@ export function warmUpMarkers(rehearse: (operation: Operation) => string): void 
       { op: 'clone', id: 3, source: 2, name: 'clone' }, { op: 'rename', set: '', devices: [3], name: 'other' }, { op: 'protect', devices: [2], on: true },
       { op: 'protect', devices: [2], on: false }, { op: 'resize', device: 3, sizeBytes: 8192 }, { op: 'remove', devices: [2] },
     ];
-    for (const operation of operations) decodeMarker(encodeMarker({ operation, wallMs: i, digest: rehearse(operation) }));
+    for (const operation of operations) decodeMarker(encodeMarker({ operation, wallMs: i, ...rehearse(operation) }));
   }
 }
 

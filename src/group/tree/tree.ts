@@ -14,7 +14,9 @@ import { deviceHash, hash128, MASK_128, nameIn } from './device.js';
 import type { Device } from './device.js';
 import { Draft } from './draft.js';
 import type { TreeParts } from './draft.js';
-import type { Operation } from './record.js';
+import { noSums, sumDevice } from './fieldsums.js';
+import type { FieldSums } from './fieldsums.js';
+import type { Operation, Proof } from './record.js';
 
 export interface Edit {
   readonly tree: Tree;
@@ -22,7 +24,7 @@ export interface Edit {
 }
 
 export class Tree {
-  static readonly empty = new Tree({ devices: new Map(), byName: new Map(), sum: 0n, nextId: 1 });
+  static readonly empty = new Tree({ devices: new Map(), byName: new Map(), sum: 0n, sums: noSums(), nextId: 1 });
 
   private constructor(private readonly parts: TreeParts) {}
 
@@ -30,12 +32,19 @@ export class Tree {
     const byId = new Map(devices.map((device) => [device.id, device]));
     const byName = new Map(devices.map((device) => [nameIn(byId, device), device.id]));
     const sum = devices.reduce((total, device) => (total + deviceHash(device)) & MASK_128, 0n);
-    return new Tree({ devices: byId, byName, sum, nextId });
+    const sums = noSums();
+    for (const device of devices) sumDevice(sums, device, 1);
+    return new Tree({ devices: byId, byName, sum, sums, nextId });
   }
 
   /** The id that the next device gets; ids are never reused. */
   get nextId(): number {
     return this.parts.nextId;
+  }
+
+  /** From which a node whose digest differs says what differs. */
+  get sums(): FieldSums {
+    return this.parts.sums;
   }
 
   get(id: number): Device | undefined {
@@ -74,6 +83,11 @@ export class Tree {
     return ((this.parts.sum + hash128(`epoch ${epochId}`)) & MASK_128).toString(16).padStart(32, '0');
   }
 
+  /** What a marker after which the tree is this one says of it. */
+  proof(epochId: string): Proof {
+    return { digest: this.digest(epochId), sums: this.sums };
+  }
+
   /**
    * The tree after an operation, and what the store has to do. Returns a
    * sentence when the operation contradicts the tree: on the primary that was
@@ -88,13 +102,13 @@ export class Tree {
 }
 
 /** See warmUpMarkers: edits a tree of its own. */
-export function rehearsal(): (operation: Operation) => string {
+export function rehearsal(): (operation: Operation) => Proof {
   let tree = Tree.empty;
   const epochId = '0'.repeat(32);
   return (operation) => {
     if (operation.op === 'create') tree = Tree.empty;
     const edit = tree.edit(operation, { lsn: 1, epochId, wallMs: 1 });
     if (typeof edit !== 'string') tree = edit.tree;
-    return tree.digest(epochId);
+    return tree.proof(epochId);
   };
 }
