@@ -24,6 +24,7 @@ import { epochIdAt, epochPosition } from '../group/tree/epochs.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
 import { readBoundary } from '../journal/boundary.js';
+import type { Position } from '../journal/journal.js';
 import { emptyFrame, StreamType } from '../replication/carry-format.js';
 import { exportableLsn, exportPage, exportPreface } from '../replication/exporter.js';
 import { Importer } from '../replication/importer.js';
@@ -207,7 +208,7 @@ export class Carry {
   // ---- import -----------------------------------------------------------------------------------------------
 
   private importOpen(group: Group, answer: Answer): void {
-    const importer = new Importer(this.reactor, group, { syncUs: SYNC_US, blocked: () => this.blocked(group), gone: () => group.closed });
+    const importer = new Importer(this.reactor, group, { syncUs: SYNC_US, blocked: () => this.blocked(group), gone: () => group.closed, committed: () => committedOf(group) });
     const refusal = importer.refusal();
     if (refusal !== undefined) {
       importer.close(refusal);
@@ -317,9 +318,18 @@ export function cursorEntry(group: Group, name: string): CursorEntry {
   };
 }
 
-/** What this node has executed, once it is durable; LSN 0 for a node that has nothing. */
+/** Of a volatile journal: what a checkpoint has. */
+function committedOf(group: Group): Position | undefined {
+  return group.hasContent && group.journal.volatile ? group.content.checkpointer.committedAt : undefined;
+}
+
+/**
+ * What this node has executed, once it is durable; LSN 0 for a node that has nothing. A volatile secondary that does
+ * not know what its primary has makes no more durable: of that one what is.
+ */
 function position(group: Group, answer: Answer): void {
-  const here = epochPosition(group.epochs, group.appliedPosition);
+  const committed = group.stableLsn < group.appliedLsn ? committedOf(group) : undefined;
+  const here = epochPosition(group.epochs, committed ?? group.appliedPosition);
   const reply = { group: group.name, position: formatPosition(here), lsn: here.lsn };
   if (!group.hasContent) {
     answer.done(reply);
@@ -341,7 +351,8 @@ function noCursor(group: Group, name: string): OperatorError {
 
 function checkExportable(group: Group): void {
   if (!group.hasContent) throw new OperatorError('journal/not-retained', `group ${group.name} has no journal on this node yet`);
-  if (group.role === 'stopped' || group.role === 'fenced' || group.closed) {
+  if (group.closed) throw new OperatorError('daemon/closing', 'the daemon is shutting down');
+  if (group.role === 'stopped' || group.role === 'fenced') {
     throw new OperatorError(group.role === 'stopped' ? 'group/stopped' : 'role/fenced', `group ${group.name} is ${group.role} on this node and exports nothing: ${group.roleReason}`);
   }
   if (group.changing) throw new OperatorError('group/busy', `group ${group.name} is being taken back to an earlier position; try again in a moment`);
@@ -350,7 +361,7 @@ function checkExportable(group: Group): void {
 function checkRetained(group: Group, lsn: number): void {
   const { pool, appendedLsn } = group.journal;
   if (lsn < pool.firstLsn) {
-    throw new OperatorError('journal/not-retained', `the journal of group ${group.name} begins at LSN ${pool.firstLsn} now, LSN ${lsn} is gone: what was fed from there has to be built anew (README, "Rebuild a secondary")`);
+    throw new OperatorError('journal/not-retained', `the journal of group ${group.name} begins at LSN ${pool.firstLsn} now, LSN ${lsn} is gone: a node that was fed from there has to be built anew (README, "Rebuild a secondary"), unless it is at LSN ${pool.firstLsn} already (lockstep journal position ${group.name}, run there): then acknowledge that`);
   }
   if (lsn > appendedLsn) throw new OperatorError('cursor/other-history', `LSN ${lsn} lies beyond the journal of group ${group.name}, which ends at LSN ${appendedLsn}`);
 }

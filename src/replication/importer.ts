@@ -36,6 +36,11 @@ export interface ImporterOptions {
   readonly blocked: () => OperatorError | undefined;
   /** The group is closed: nothing of it may be touched. */
   readonly gone: () => boolean;
+  /**
+   * Of a volatile journal: the position of the newest checkpoint. What lies above is made durable only when the
+   * exporting node has said that it has it.
+   */
+  readonly committed?: () => Position | undefined;
 }
 
 type State =
@@ -83,7 +88,7 @@ export class Importer {
   private closed = false;
 
   constructor(private readonly reactor: Reactor, private readonly group: ReplicatedGroup, private readonly options: ImporterOptions) {
-    this.durable = epochPosition([], this.at);
+    this.durable = epochPosition(group.epochs, options.committed?.() ?? this.at);
     this.removers.push(group.onRoom(() => this.resume()), group.onDurable(() => this.durableMoved()));
     this.wantSync();
   }
@@ -105,11 +110,12 @@ export class Importer {
     this.run();
   }
 
-  /** Answers when everything taken and executed is durable, or can never be. */
+  /** Answers when everything taken and executed is durable, or can never be; or cannot before more of the stream has come. */
   finish(done: () => void): void {
     const poll = (): void => {
       const { group } = this;
-      if (!this.idle && group.groupId !== undefined && group.role !== 'stopped' && this.durable.lsn < group.appliedLsn) {
+      const blind = this.options.committed?.() !== undefined && group.stableLsn < group.appliedLsn;
+      if (!this.idle && !blind && group.groupId !== undefined && group.role !== 'stopped' && this.durable.lsn < group.appliedLsn) {
         this.sync();
         this.reactor.after(RETRY_US, poll);
         return;
@@ -225,9 +231,10 @@ export class Importer {
     return new OperatorError('import/other-history', `below LSN ${lsn} the stream holds other records of group ${group.name} than this node: their histories have parted, and ${NEEDS_REBUILD}`);
   }
 
-  /** The stream has come to where this node's journal ends: equal positions, equal logs. */
+  /** The stream has come to where this node's journal ends: equal positions, equal logs, and the exporting node has it durable. */
   private meet(): void {
     if (!samePosition(this.at, this.group.position)) throw this.parted(this.at.lsn);
+    this.group.setPrimaryDurable(this.at.lsn);
   }
 
   private ended(preface: Preface): void {
@@ -288,8 +295,7 @@ export class Importer {
     if (total > group.journal.pool.capacity) {
       throw new OperatorError('link/segment-too-small', `a batch of ${total} bytes does not fit the journal's segments here (${group.journal.pool.segmentBytes} bytes): set segmentSize as on node ${preface.node}`);
     }
-    // Also when the journal is full: room comes from destaging what is here. Of what is not, nothing may be believed yet.
-    group.setPrimaryDurable(here.lsn);
+    // Meeting has said so far how much is final, also when the journal is full: room comes from destaging what is here.
     const result = group.receive(at, at + used);
     this.full = result.kind === 'full';
     if (this.full) return false;
@@ -343,6 +349,8 @@ export class Importer {
 
   private durableMoved(): void {
     const { syncing, group } = this;
+    const committed = this.options.committed?.();
+    if (committed !== undefined && committed.lsn > this.durable.lsn) this.durable = epochPosition(group.epochs, committed);
     if (syncing === undefined || group.journal.durableLsn < syncing.lsn) return;
     this.syncing = undefined;
     this.durable = syncing;

@@ -18,7 +18,7 @@ import type { Verdict } from '../model/judge.js';
 import type { ModelState } from './model.js';
 
 /** Refusals that say nothing about the request: the group cannot do anything now. */
-const PASSING = ['journal/stalled', 'group/stopped', 'role/not-primary'];
+const PASSING = ['journal/stalled', 'group/stopped', 'role/not-primary', 'halt/busy', 'halt/not-drained'];
 
 export interface AskedRequest {
   readonly request: OperationRequest;
@@ -143,7 +143,7 @@ export class Asked {
   }
 }
 
-/** Judged when the map nodes have been read that it depends on. */
+/** Judged again when the map nodes have been read that it depends on, and when the writers stand still. */
 function isJudgedLate(request: OperationRequest): boolean {
-  return ('ranges' in request && request.ranges.length > 0) || (request.op === 'resize' && !request.force);
+  return request.halt === true || ('ranges' in request && request.ranges.length > 0) || (request.op === 'resize' && !request.force);
 }

@@ -15,7 +15,7 @@ import type { Random } from './random.js';
 
 const CURSOR = 'pipe';
 /** Refusals that an end of one of the processes causes. */
-const PASSING = new Set(['import/replaced', 'import/ended', 'group/busy', 'daemon/busy', 'group/stopped', 'role/not-primary', 'cursor/moved']);
+const PASSING = new Set(['import/replaced', 'import/ended', 'group/busy', 'daemon/busy', 'group/stopped', 'role/not-primary', 'cursor/moved', 'daemon/closing']);
 
 type Outcome = ReturnType<SimHost['command']>;
 
@@ -47,7 +47,7 @@ export class Carrier {
 
   /** The pipe is gone: a node crashed, or it was killed. */
   reset(): void {
-    this.opening = this.page = this.push = this.ack = undefined;
+    this.opening = this.page = this.push = this.ack = this.asking = undefined;
     this.part = undefined;
     this.damaged = false;
     this.restUntilUs = this.a.world.clock.now + this.random.logUniform(10, 20_000);
@@ -58,6 +58,8 @@ export class Carrier {
     const { a, b } = this;
     if (this.paused || a.world.clock.now < this.restUntilUs || a.path === undefined || b.path === undefined || !a.alive || !b.alive) return;
     this.acknowledge();
+    if (this.asking?.ended === true) this.answered();
+    if (this.lost !== undefined || this.asking !== undefined) return;
     if (this.opening === undefined) {
       this.opening = { a: this.ask(a, { op: 'exportOpen', group: GROUP, cursor: CURSOR, from: null }), b: this.ask(b, { op: 'importOpen', group: GROUP }) };
       return;
@@ -90,6 +92,33 @@ export class Carrier {
   }
 
   private newest: ImportState | undefined;
+  /** Why nothing can ever be carried any more. */
+  lost: string | undefined;
+  private asking: Outcome | undefined;
+
+  /**
+   * The journal began anew above the cursor: a volatile one, after a stop in order. Whoever has taken everything in
+   * by then acknowledges it and goes on; nobody else can.
+   */
+  private gone(error: Error): void {
+    const { a, b } = this;
+    const begins = a.group.journal.pool.firstLsn;
+    if (!a.journalPlace.volatile) throw new Error(`the journal is gone: ${error.message}`, { cause: error });
+    if (b.group.position.lsn < begins) this.lost = error.message;
+    else this.asking = this.ask(b, { op: 'position', group: GROUP });
+  }
+
+  private answered(): void {
+    const { error, reply } = this.asking!;
+    this.asking = undefined;
+    if (error !== undefined) return;
+    const position = parsePosition((reply as { position: string }).position);
+    if (position === undefined) return;
+    // A volatile one that was killed meanwhile has it all and cannot tell that the exporting node has it, too.
+    const { group } = this.b;
+    if (position.lsn < this.a.group.journal.pool.firstLsn && group.journal.volatile && group.stableLsn < group.appliedLsn) this.lost = 'a volatile importer that was killed cannot tell what is final';
+    else this.ack ??= this.ask(this.a, { op: 'cursorAck', group: GROUP, cursor: CURSOR, position });
+  }
 
   private ask(host: SimHost, request: ControlRequest): Outcome {
     return host.command(request);
@@ -137,15 +166,17 @@ export class Carrier {
   private failed(error: unknown): void {
     const { code } = error as { code?: string };
     if (code === undefined) throw error;
+    const gone = code === 'journal/not-retained';
     if (code.startsWith('stream/') && this.damaged) this.refused++;
-    else if (!PASSING.has(code)) throw new Error(`the pipe was refused: ${code}: ${(error as Error).message}`, { cause: error });
+    else if (!gone && !PASSING.has(code)) throw new Error(`the pipe was refused: ${code}: ${(error as Error).message}`, { cause: error });
     this.die();
+    if (gone) this.gone(error as Error);
   }
 
   /** As its processes die: the daemons may hear of it or not. */
   die(): void {
     this.deaths++;
-    if (this.session !== 0 && this.random.chance(0.5)) this.ask(this.b, { op: 'importEnd', session: this.session });
+    if (this.session !== 0 && this.b.path !== undefined && this.random.chance(0.5)) this.ask(this.b, { op: 'importEnd', session: this.session });
     this.session = 0;
     this.reset();
   }
@@ -155,7 +186,8 @@ export class Carrier {
       if (!this.ack.ended) return;
       const { error } = this.ack;
       this.ack = undefined;
-      if (error !== undefined && !PASSING.has((error as { code?: string }).code ?? '')) throw new Error(`an acknowledgement was refused: ${String(error)}`, { cause: error });
+      if ((error as { code?: string } | undefined)?.code === 'journal/not-retained') this.gone(error as Error);
+      else if (error !== undefined && !PASSING.has((error as { code?: string }).code ?? '')) throw new Error(`an acknowledgement was refused: ${String(error)}`, { cause: error });
       this.acks++;
     }
     const position = this.newest === undefined ? undefined : parsePosition(this.newest.position);

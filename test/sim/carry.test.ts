@@ -31,6 +31,19 @@ t.test('two nodes that are joined by a pipe stay equal over crashes of all that 
   for (const [name, count] of Object.entries(sums)) t.ok(count > 0, `${name}: ${count}`);
 });
 
+t.test('the same with volatile journals: whoever has taken in what a stop in order leaves goes on, nobody is given anything else', async (t) => {
+  const sums = { parts: 0, deaths: 0, acks: 0, crashes: 0, compared: 0, lost: 0 };
+  const runs = Math.ceil(RUNS / 2);
+  for (let seed = FIRST ?? 1; seed < (FIRST ?? 1) + (FIRST === undefined ? runs : 1); seed++) {
+    const run = new PairRun(seed, 0, true, true);
+    const { crashes, compared } = run.run();
+    const { parts, deaths, acks, lost } = run.carrier!;
+    for (const [name, count] of Object.entries({ parts, deaths, acks, crashes, compared, lost: lost === undefined ? 0 : 1 })) sums[name as keyof typeof sums] += count;
+  }
+  t.comment(JSON.stringify(sums));
+  t.ok(sums.compared > 0);
+});
+
 /** A primary that links to a secondary, and its third node without a link. */
 function three(t: { teardown(action: () => void): void }): { world: World; a: SimHost; b: SimHost; c: SimHost; ask: (host: SimHost, request: ControlRequest) => unknown } {
   const world = new World({ seed: 1 });

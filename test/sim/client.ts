@@ -224,12 +224,14 @@ export class SimClient {
     if (device === undefined || start + bytes > device.sizeBytes) throw new Error(`a record at LSN ${entry.lsn} changes ${start}+${bytes} of device ${record.device}, which has no such bytes`);
     if (device.protected && device.kind === 'snapshot') throw new Error(`a record at LSN ${entry.lsn} changes device ${record.device}, a protected snapshot`);
     let explained = false;
-    for (const request of this.open.values()) {
+    // Those that are complete come last: what changes nothing looks as if one of them was journaled again.
+    const open = [...this.open.values()].sort((a, b) => Number(a.journaled >= a.length) - Number(b.journaled >= b.length));
+    for (const request of open) {
       if (request.cut || request.device !== record.device || (request.kind !== 'write' && request.kind !== 'zero')) continue;
       const from = Math.max(start, request.offset);
       const to = Math.min(start + bytes, request.offset + request.length);
       // Requests that write zeros look alike: what another one did later is not counted for one that is complete.
-      if (request.journaled >= request.length && request.zeros) {
+      if (request.journaled >= request.length && (request.zeros || explained)) {
         explained ||= from < to && explains(request, record, (block) => blockOf(device, block), from, to);
         continue;
       }

@@ -53,6 +53,7 @@ export class PairRun {
   private compared = 0;
   private cuts = 0;
   private refused: string | undefined;
+  private promoted = false;
 
   /** In place of links. */
   readonly carrier: Carrier | undefined;
@@ -69,7 +70,7 @@ export class PairRun {
     this.b = new SimHost(this.world, 'b', { ...drawSizes(this.random), maxBatchPayload: SMALL.maxBatchPayload }, carried ? { role: 'secondary', peers: [] } : { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1);
     if (carried) this.carrier = new Carrier(this.a, this.b, this.random.fork(202), { death: this.random.pick([0, 0.02, 0.2]), damage: this.random.pick([0, 0.02]) });
     if (inMemory) for (const host of this.random.pick([[this.a], [this.b], [this.a, this.b]])) host.volatile();
-    this.workload = new Workload(this.a, this.random.fork(201), { ...MIXED, maxInFlight: this.random.pick([4, 16]), operations: this.random.pick([0.1, 0.3, 0.5]) });
+    this.workload = new Workload(this.a, this.random.fork(201), { ...MIXED, maxInFlight: this.random.pick([4, 16]), operations: this.random.pick([0.1, 0.3, 0.5]), ...(inMemory ? { halts: 0.1 } : {}) });
     for (const host of [this.a, this.b]) {
       const crashed = host.node.onCrash!;
       host.node.onCrash = (kind) => {
@@ -84,7 +85,6 @@ export class PairRun {
   }
 
   run(): PairResult {
-    let promoted = false;
     try {
       this.start(this.a);
       this.start(this.b);
@@ -97,7 +97,6 @@ export class PairRun {
       }
       if (this.refused === undefined && this.random.chance(0.5)) {
         this.takeOver();
-        promoted = true;
       }
     } catch (error) {
       const tail = [...this.a.log, ...this.b.log].sort((x, y) => Number.parseFloat(x) - Number.parseFloat(y)).slice(-70).join('\n');
@@ -106,7 +105,7 @@ export class PairRun {
       this.world.dispose();
     }
     return {
-      seed: this.seed, starts: this.a.node.starts + this.b.node.starts, crashes: this.crashes, compared: this.compared, cuts: this.cuts, promoted, refused: this.refused,
+      seed: this.seed, starts: this.a.node.starts + this.b.node.starts, crashes: this.crashes, compared: this.compared, cuts: this.cuts, promoted: this.promoted, refused: this.refused,
       steps: this.workload.steps, operations: this.workload.operations, refusals: this.a.asked.refusals + this.b.asked.refusals,
     };
   }
@@ -215,14 +214,17 @@ export class PairRun {
   private stopAndLosePower(host: SimHost): void {
     let closed = false;
     if (!host.group.hasContent) return;
+    // Nothing waits for a carrier: what it has not taken away by then may be gone.
+    if (this.carrier !== undefined && host === this.a && this.random.chance(0.8)) this.catchUp();
     host.node.attempt(() => host.path!.close(() => {
       closed = true;
     }));
     host.node.poke();
     this.advance(() => closed);
     host.stoppedCleanly();
+    this.carrier?.die();
     if (host === this.a) this.workload.forget();
-    if (!host.stopNoted && host === this.a) throw new Error(`the stop of ${host.name} was not clean`);
+    if (!host.stopNoted && (host === this.a || this.promoted)) throw new Error(`the stop of ${host.name} was not clean`);
     // A secondary that was killed before may have more on its disk than it knows that its primary has.
     if (host.stopNoted) {
       host.crash('power');
@@ -253,6 +255,10 @@ export class PairRun {
     let refusedSince = -1;
     this.advance(() => {
       if (!this.serving || !this.b.alive) return false;
+      if (this.carrier?.lost !== undefined) {
+        this.refused = this.carrier.lost;
+        return true;
+      }
       const link = this.carrier === undefined ? this.a.path!.links.status(GROUP)[0] : undefined;
       if (link?.state === 'refused') {
         if (refusedSince < 0) refusedSince = this.world.clock.now;
@@ -310,6 +316,7 @@ export class PairRun {
     this.advance(() => outcome.ended);
     if (outcome.error !== undefined) throw outcome.error as Error;
     if (b.model.endLsn <= had || b.group.role !== 'primary') throw new Error('the promotion appended no epoch');
+    this.promoted = true;
     b.model.raiseFloor(b.model.endLsn);
     this.verify(b);
     const work = new Workload(b, random.fork(8), MIXED);
@@ -329,8 +336,12 @@ export class PairRun {
       if (drop.error !== undefined) throw drop.error as Error;
     }
     this.advance(() => work.idle);
-    this.crash(b, 'power');
-    this.start(b);
+    if (b.journalPlace.volatile && random.chance(0.5)) {
+      this.stopAndLosePower(b);
+    } else {
+      this.crash(b, 'power');
+      this.start(b);
+    }
     this.advance(() => b.group.role === 'primary');
     this.verify(b);
   }

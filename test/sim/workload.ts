@@ -21,6 +21,8 @@ export interface WorkloadOptions extends RequestMix {
   readonly maxInFlight: number;
   /** Share of steps that ask for an operation. */
   readonly operations: number;
+  /** Share of operations that hold the writers meanwhile. */
+  readonly halts?: number;
 }
 
 export const MIXED: WorkloadOptions = { limits: LIMITS, maxInFlight: 16, operations: 0.12, reads: 0.2, flushes: 0.08, largestWrite: 96 * KIB };
@@ -67,13 +69,18 @@ export class Workload {
     const { state } = host.model;
     if (state.devices.size === 0 || random.chance(options.operations)) {
       const request = drawOperation(random, state, GROUP, options.limits);
-      if (request !== undefined) this.perform(request, random.chance(0.4));
+      if (request !== undefined) this.perform(this.halted(request), random.chance(0.4));
     } else {
       const device = drawDevice(random, [...state.devices.values()]);
       if (random.chance(0.02)) this.comeOrGo(device!);
       else this.request(device!);
     }
     host.node.poke();
+  }
+
+  private halted(request: OperationRequest): OperationRequest {
+    const { halts } = this.options;
+    return halts !== undefined && this.random.chance(halts) ? { ...request, halt: true, waitSeconds: 1 } : request;
   }
 
   /** `amid`: requests to the device are under way when the operation comes. */
