@@ -196,7 +196,7 @@ t.test('a kernel without nbd, or without permission, is told as such', async (t)
 t.test('a device that is attached is not attached again', async (t) => {
   const { kernel, run, backend } = bench();
   await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good'));
-  t.match(await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 2, err: /\/dev\/nbd1 is attached already\n/ });
+  t.match(await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 2, err: /\/dev\/nbd1 is attached already\. If it was detached, somebody still has it open, and it is free when that ends \(findmnt \/dev\/nbd1; fuser -v \/dev\/nbd1\)\n/ });
   backend(1, ID);
   t.match(await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good')), { code: 2, err: /attached already to g\/vol; if its connection died: lockstep attach --reconnect g\/vol \/dev\/nbd1/ });
   t.equal(kernel.connected.size, 1);
@@ -287,6 +287,49 @@ t.test('a volume that was renamed meanwhile is reconnected and resized under the
   size(1, 2 ** 19);
   t.match(await cli.run('resize', 'g/vol', '2M'), { code: 0, out: /\/dev\/nbd1 .*has 2 MiB now/ });
   t.strictSame(kernel.reconfigured.map(([, settings]) => settings.identifier), [old, old, old]);
+});
+
+t.test('an operation with --force names the devices of this machine that it takes the content from', async (t) => {
+  const { system, backend } = sized();
+  const other = 'lockstep:g/web 5f:4 ab:4096';
+  backend(0, 'lockstep:g/vol 77:1 cd:4096'); // another cluster's, of the same name and id
+  backend(2, other);
+  const cli = await openCli(t, { attachSystem: system });
+  const vol = device({ id: 1, name: 'vol', continuity: 'ab:4096' });
+  const web = device({ id: 4, name: 'web', continuity: 'ab:4096' });
+  let devices = [vol, web];
+  cli.port.answers.devices = () => ({ group: 'g', lsn: 1, devices });
+  const becomes = (after: typeof devices) => () => {
+    devices = after;
+    return operation();
+  };
+  const broken = device({ ...vol, continuity: 'ab:12288' });
+  cli.port.answers.restore = becomes([broken, web]);
+  t.match(await cli.run('restore', 'g/vol', '@mon'), { code: 0, err: '' }, 'without it nobody was attached');
+  devices = [vol, web];
+  const words = '/dev/nbd1 is attached to what g/vol was before: it answers from its cache, or not at all. Unmount what is on it, then: lockstep detach --force /dev/nbd1; lockstep attach g/vol /dev/nbd1';
+  t.match(await cli.run('restore', 'g/vol', '@mon', '--force'), { code: 0, out: /^restored g\/vol/, err: `lockstep: ${words}\n` });
+  t.match(await cli.run('restore', 'g/vol', '@mon', '--force'), { code: 0, err: '' }, 'it was so before');
+  devices = [vol, web];
+  t.match(JSON.parse((await cli.run('--json', 'restore', 'g/vol', '@mon', '--force')).out), { lsn: 12_288, notice: words });
+  for (const [verb, ...argv] of [['refresh', 'g/vol@mon'], ['sync', 'g/vol@tue', '@mon'], ['resize', 'g/vol', '1M']] as const) {
+    devices = [vol, web];
+    cli.port.answers[verb] = becomes([broken, web]);
+    t.match(await cli.run(verb, ...argv, '--force'), { code: 0, err: `lockstep: ${words}\n` }, verb);
+  }
+  devices = [vol, web];
+  cli.port.answers.remove = () => {
+    devices = [vol];
+    return operation({ device: null, devices: [], notice: 'beta is late' });
+  };
+  t.equal((await cli.run('remove', 'g/web', '--force')).err,
+    'lockstep: beta is late\n/dev/nbd2 is attached to g/web, which is removed: it answers from its cache, or not at all. Unmount what is on it, then: lockstep detach --force /dev/nbd2\n');
+  devices = [vol, web];
+  cli.port.answers.restore = () => {
+    cli.port.answers.devices = () => { throw new Error('gone'); };
+    return operation();
+  };
+  t.match(await cli.run('restore', 'g/vol', '@mon', '--force'), { code: 0, err: /the operation is done; whether it broke what \/dev\/nbd0, \/dev\/nbd1, \/dev\/nbd2 had attached is not known: / });
 });
 
 t.test('detach finds the device by its path or by what is attached to it', async (t) => {

@@ -2,6 +2,7 @@
  * One filesystem on /dev/nbd0 in the guest, through a kill -9 of the server:
  * once between two mounts, and once while it is mounted and being written.
  */
+import { expectEqual } from './expect.js';
 import { fsckCommand, mkfsCommand, type Filesystem } from './filesystems.js';
 import type { GuestShell } from './guest-shell.js';
 import { detach, waitSize, type ServerUnderTest } from './server.js';
@@ -71,8 +72,4 @@ export async function filesystemSurvivesKills(guest: GuestShell, server: ServerU
   await unmountAndCheck(guest, filesystem);
   await detach(server, guest, DEVICE);
   await server.stop();
-}
-
-export function expectEqual(what: string, found: unknown, wanted: unknown): void {
-  if (found !== wanted) throw new Error(`${what}: found ${String(found).trim()}, wanted ${String(wanted).trim()}`);
 }

@@ -1,5 +1,5 @@
 /** `snapshot --freeze` on real filesystems: what the snapshot holds, and that no freeze stays behind, whoever dies. */
-import { expectEqual } from './filesystem.js';
+import { expectEnd, expectEqual } from './expect.js';
 import { fsckCommand, mkfsCommand, type Filesystem } from './filesystems.js';
 import { ControlRelay } from './control-relay.js';
 import type { GuestShell } from './guest-shell.js';
@@ -37,10 +37,6 @@ async function end(bench: Bench): Promise<void> {
   await detach(bench.server, bench.guest, DEVICE);
   bench.relay.close();
   await bench.server.stop();
-}
-
-function expectEnd(result: Finished, code: number, words: RegExp, what: string): void {
-  if (result.code !== code || !words.test(result.stdout + result.stderr)) throw new Error(`${what}: wanted exit code ${code} and ${String(words)}, got ${result.code}:\n${result.stdout}${result.stderr}`);
 }
 
 async function attachCopy(guest: GuestShell, name: string): Promise<void> {
@@ -92,17 +88,17 @@ export function freezeMakesWholeSnapshots(filesystem: Filesystem): (context: Con
 }
 
 /** FIFREEZE of another refuses when it is frozen; when not, it is taken back. */
-async function isFrozen(guest: GuestShell): Promise<boolean> {
-  return (await guest.run('fsfreeze --freeze /media && fsfreeze --unfreeze /media')).code !== 0;
+export async function isFrozen(guest: GuestShell, point = '/media'): Promise<boolean> {
+  return (await guest.run(`fsfreeze --freeze ${point} && fsfreeze --unfreeze ${point}`)).code !== 0;
 }
 
-/** Blocks for as long as /media is frozen. */
-function write(guest: GuestShell): Promise<string> {
-  return guest.succeed('date +%N >/media/after && sync -f /media', 30_000);
+/** Blocks for as long as it is frozen. */
+export function write(guest: GuestShell, point = '/media'): Promise<string> {
+  return guest.succeed(`date +%N >${point}/after && sync -f ${point}`, 30_000);
 }
 
 /** Runs the CLI until its snapshot request is under way, with everything frozen. Its process id is in /run/pid. */
-async function underWay(bench: Bench, words: string): Promise<{ done: Promise<Finished> }> {
+export async function underWay(bench: Pick<Bench, 'guest' | 'relay'>, words: string): Promise<{ done: Promise<Finished> }> {
   const arrived = bench.relay.hold(/^POST \S*\/snapshots/);
   const done = bench.guest.run(`${bench.relay.environment} ${lockstepInGuest(words)} & echo $! >/run/pid; wait $!`);
   await Promise.race([arrived, done.then((result) => Promise.reject(new Error(`${words}: ended with ${result.code}: ${result.stdout}${result.stderr}`)))]);

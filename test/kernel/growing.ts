@@ -1,15 +1,14 @@
 /** A mounted filesystem grows under fio on a replicated volume, and the promoted secondary has all of it. */
-import { preparePair, waitCaughtUp } from '../harness/node.js';
-import { ControlRelay } from './control-relay.js';
-import { expectEqual } from './filesystem.js';
+import { waitCaughtUp } from '../harness/node.js';
+import { expectEqual } from './expect.js';
 import { fsckCommand, mkfsCommand, type Filesystem } from './filesystems.js';
 import type { Context } from './context.js';
-import { PORT, REQUEST_SECONDS, guestAddress, lockstepInGuest, waitSize } from './server.js';
+import { Replicated } from './replicated.js';
+import { lockstepInGuest, waitSize } from './server.js';
 
 const DEVICE = '/dev/nbd0';
 const BEFORE_BYTES = 320 * 2 ** 20;
 const AFTER_BYTES = 576 * 2 ** 20;
-const SECONDARY_PORT = PORT + 10;
 
 /** Rounds of fio, each writing a file with checksums in every block and reading it back, until /run/stop is there. */
 const LOAD = 'n=0; while [ ! -e /run/stop ]; do n=$((n + 1)); fio --name=load --directory=/media --size=24m --bs=4k --rw=randwrite --ioengine=libaio --direct=1 --iodepth=16 ' +
@@ -23,17 +22,11 @@ export function growsWhileMounted(filesystem: Filesystem): (context: Context) =>
   return async (context) => {
     if (context.serverKind === 'nbdkit') return;
     const { guest, directory } = context;
-    const pair = await preparePair(directory, { nbdAddresses: [`tcp:${guestAddress()}:${PORT}`, `tcp:${guestAddress()}:${SECONDARY_PORT}`] });
-    await pair.secondary.start();
-    await pair.primary.start();
-    await pair.primary.control.createVolume('g', { name: 'vol', size: BEFORE_BYTES });
-    const relay = await ControlRelay.open(guest, pair.primary.controlSocket);
-    const lockstep = (words: string): Promise<string> => guest.succeed(`${relay.environment} ${lockstepInGuest(words)}`);
-    const attach = (port: number): Promise<string> => guest.succeed(lockstepInGuest(`attach g/vol ${DEVICE} --server tcp:${guestAddress()}:${port} --timeout ${REQUEST_SECONDS}`));
+    const bench = await Replicated.open(guest, directory, { vol: BEFORE_BYTES });
+    const lockstep = (words: string): Promise<string> => guest.succeed(`${bench.relay.environment} ${lockstepInGuest(words)}`);
     const filesystemBytes = async (): Promise<number> => Number(await guest.succeed('echo $(( $(stat -f -c "%b * %S" /media) ))'));
 
-    await attach(PORT);
-    await waitSize(guest, DEVICE, BEFORE_BYTES);
+    await bench.attach('primary', 'vol', DEVICE, BEFORE_BYTES);
     await guest.succeed(mkfsCommand(filesystem, DEVICE));
     await guest.succeed(`mount ${DEVICE} /media`);
     if (await filesystemBytes() > BEFORE_BYTES) throw new Error('the filesystem is larger than its device');
@@ -45,7 +38,7 @@ export function growsWhileMounted(filesystem: Filesystem): (context: Context) =>
     if (!/\/dev\/nbd0 \(g\/vol\) has 576 MiB now; before: 320 MiB/.test(said)) throw new Error(`resize said: ${said}`);
     await waitSize(guest, DEVICE, AFTER_BYTES);
     expectEqual('attach --resize', (await lockstep('attach --resize g/vol')).trim(), '/dev/nbd0 (g/vol) has 576 MiB, as before');
-    expectEqual('attach --resize by the server', (await guest.succeed(lockstepInGuest(`attach --resize --server tcp:${guestAddress()}:${PORT}`))).trim(), '/dev/nbd0 (g/vol) has 576 MiB, as before');
+    expectEqual('attach --resize by the server', (await guest.succeed(lockstepInGuest(`attach --resize ${bench.serverOption('primary')}`))).trim(), '/dev/nbd0 (g/vol) has 576 MiB, as before');
     await guest.succeed(growCommand(filesystem));
     const grown = await filesystemBytes();
     if (grown <= BEFORE_BYTES) throw new Error(`the filesystem has ${grown} bytes after it was grown`);
@@ -57,21 +50,18 @@ export function growsWhileMounted(filesystem: Filesystem): (context: Context) =>
     const sum = await guest.succeed('sha256sum </media/big && sha256sum </media/load.0.0');
     await guest.succeed('umount /media');
     await guest.succeed(fsckCommand(filesystem, DEVICE));
-    await guest.succeed(lockstepInGuest(`detach ${DEVICE}`));
-    await waitSize(guest, DEVICE, 0);
-    await waitCaughtUp(pair);
+    await bench.detach(DEVICE);
+    await waitCaughtUp(bench.pair);
 
-    await pair.primary.kill();
-    await pair.secondary.control.promote('g');
-    await attach(SECONDARY_PORT);
-    await waitSize(guest, DEVICE, AFTER_BYTES);
+    await bench.pair.primary.kill();
+    await bench.pair.secondary.control.promote('g');
+    await bench.attach('secondary', 'vol', DEVICE, AFTER_BYTES);
     await guest.succeed(fsckCommand(filesystem, DEVICE));
     await guest.succeed(`mount ${DEVICE} /media`);
     expectEqual('size of the filesystem on the promoted secondary', await filesystemBytes(), grown);
     expectEqual('checksums of the files on the promoted secondary', await guest.succeed('sha256sum </media/big && sha256sum </media/load.0.0'), sum);
     await guest.succeed('cp /bin/bash /media/ && sync -f /media && umount /media');
-    await guest.succeed(lockstepInGuest(`detach ${DEVICE}`));
-    relay.close();
-    await pair.secondary.stop();
+    await bench.detach(DEVICE);
+    await bench.close();
   };
 }

@@ -1,11 +1,15 @@
 /** The scenarios of `make test-kernel`, by name. Each gets a guest that has just booted, and a temporary directory. */
 import { run, waitFor } from '../harness/process.js';
 import type { Context } from './context.js';
-import { expectEqual, filesystemSurvivesKills } from './filesystem.js';
+import { expectEqual } from './expect.js';
+import { filesystemSurvivesKills } from './filesystem.js';
 import { fsckCommand, mkfsCommand, type Filesystem } from './filesystems.js';
 import { freezeMakesWholeSnapshots, freezeNeverStays, freezeRefuses } from './freezing.js';
+import { freezeSets } from './freezing-sets.js';
 import { growsWhileMounted } from './growing.js';
+import { restoreUnmounted } from './restoring.js';
 import { PORT, REQUEST_SECONDS, detach, guestAddress, lockstepInGuest, lockstepServer, nbdkitServer, waitSize, type ServerUnderTest } from './server.js';
+import { shrinksBelowAClient } from './shrinking.js';
 
 const VOLUME_BYTES = 768 * 2 ** 20;
 const DEVICE = '/dev/nbd0';
@@ -164,4 +168,7 @@ export const SCENARIOS: Readonly<Record<string, (context: Context) => Promise<vo
   'freeze-xfs': freezeMakesWholeSnapshots('xfs'),
   'freeze-ends': freezeNeverStays,
   'freeze-refusals': freezeRefuses,
+  'freeze-sets': freezeSets,
+  'restore': restoreUnmounted,
+  'shrink': shrinksBelowAClient,
 };

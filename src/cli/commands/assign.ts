@@ -9,6 +9,7 @@ import type { Context } from '../context.js';
 import { deviceOrSetArgument, rangeOption, rangesOf, siblingArgument, waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
 import type { Register } from '../register.js';
+import { forcing } from '../stale-devices.js';
 
 type AssignOptions = WaitOptions & ForceOption & { readonly range: string[] };
 
@@ -42,20 +43,21 @@ async function restore(context: Context, options: AssignOptions, name: string, f
   const common = { ranges, force: options.force === true, ...asked };
   if (target.set !== undefined) {
     if (from !== undefined) throw new OperatorError('usage', `${name} restores every volume of the group snapshot; name no source`);
-    const reply = await context.client.restore(target.group, { source: target.device, ...common });
+    const reply = await forcing(context, target.group, common.force, () => context.client.restore(target.group, { source: target.device, ...common }));
     context.printOperation(reply, `restored ${reply.devices.map((device) => device.name).join(', ')} from ${name}`, asked);
     return;
   }
   if (from === undefined) throw new OperatorError('usage', `name the snapshot too: lockstep restore ${name} @SNAPSHOT`);
   const source = siblingArgument(target, from);
-  const reply = await context.client.restore(target.group, { target: target.device, source, ...common });
+  const reply = await forcing(context, target.group, common.force, () => context.client.restore(target.group, { target: target.device, source, ...common }));
   context.printOperation(reply, `restored ${partly(ranges)}${name} from ${target.group}/${source}`, asked);
 }
 
 async function refresh(context: Context, options: WaitOptions & ForceOption, name: string): Promise<void> {
   const { group, device } = deviceOrSetArgument(name);
   const asked = waits(options);
-  const reply = await context.client.refresh(group, { target: device, force: options.force === true, ...asked });
+  const force = options.force === true;
+  const reply = await forcing(context, group, force, () => context.client.refresh(group, { target: device, force, ...asked }));
   context.printOperation(reply, `refreshed ${name}`, asked);
 }
 
@@ -64,7 +66,8 @@ async function sync(context: Context, options: AssignOptions, name: string, from
   const source = siblingArgument(target, from);
   const asked = waits(options);
   const ranges = rangesOf(options.range);
-  const reply = await context.client.sync(target.group, { target: target.device, source, ranges, force: options.force === true, ...asked });
+  const force = options.force === true;
+  const reply = await forcing(context, target.group, force, () => context.client.sync(target.group, { target: target.device, source, ranges, force, ...asked }));
   context.printOperation(reply, `made ${partly(ranges)}${name} what ${target.group}/${source} is`, asked);
 }
 

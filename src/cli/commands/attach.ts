@@ -149,7 +149,8 @@ function checkTarget(system: AttachSystem, kernel: NbdKernel, index: number, exp
   if (connected && !reconnect) {
     const what = attachedExport(backendOf(system.paths, index));
     const again = what === exportName ? `; if its connection died: lockstep attach --reconnect ${exportName} ${devicePath(index)}` : '';
-    throw new OperatorError('nbd/busy', `${devicePath(index)} is attached already${what === undefined ? '' : ` to ${what}`}${again}`);
+    // The kernel calls a device connected until its last user has closed it.
+    throw new OperatorError('nbd/busy', `${devicePath(index)} is attached already${what === undefined ? '' : ` to ${what}`}${again}. If it was detached, somebody still has it open, and it is free when that ends (findmnt ${devicePath(index)}; fuser -v ${devicePath(index)})`);
   }
   if (!connected && reconnect) throw new OperatorError('nbd/not-attached', `${devicePath(index)} is not attached; attach it without --reconnect`);
 }

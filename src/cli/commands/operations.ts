@@ -13,6 +13,7 @@ import { resizedWords, tellAttached } from '../nbd-resize.js';
 import { deviceOrSetArgument, sizeArgument, waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
 import type { Register } from '../register.js';
+import { forcing } from '../stale-devices.js';
 
 export function registerOperations(program: Command, register: Register): void {
   waitOptions(program.command('create <group/volume> <size>'))
@@ -93,7 +94,8 @@ async function resize(context: Context, options: WaitOptions & ForceOption, name
   const { group, device } = deviceArgument(name);
   const size = sizeArgument(sizeWords);
   const asked = waits(options);
-  const reply = await context.client.resize(group, { device, size, force: options.force === true, ...asked });
+  const force = options.force === true;
+  const reply = await forcing(context, group, force, () => context.client.resize(group, { device, size, force, ...asked }));
   const attached = reply.device === null ? [] : tellAttached(context, group, reply.device);
   const told = { ...reply, attached };
   context.printOperation(told, `${name} has ${formatSize(size)} now`, asked);
@@ -119,7 +121,8 @@ async function protect(context: Context, options: WaitOptions & ForceOption, nam
 async function remove(context: Context, options: WaitOptions & ForceOption & { withSnapshots?: boolean }, name: string): Promise<void> {
   const { group, device } = deviceOrSetArgument(name);
   const asked = waits(options);
-  const reply = await context.client.remove(group, device, { withSnapshots: options.withSnapshots === true, force: options.force === true, ...asked });
+  const force = options.force === true;
+  const reply = await forcing(context, group, force, () => context.client.remove(group, device, { withSnapshots: options.withSnapshots === true, force, ...asked }));
   context.printOperation(reply, `removed ${name}`, asked);
 }
 
