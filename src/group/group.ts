@@ -15,7 +15,8 @@ import { must } from '../io/file.js';
 import type { SpaceStat } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Journal, Position } from '../journal/journal.js';
-import { Content, type ContentOptions } from './content/content.js';
+import type { Content, ContentOptions } from './content/content.js';
+import { createContent, openContent } from './content/opening.js';
 import { endContent } from './ending.js';
 import { Exports } from './requests/exports.js';
 import { Follower } from './follower.js';
@@ -104,7 +105,7 @@ export class Group implements ReplicatedGroup {
         if (groupId === null) return;
         group.retention.cursors.load(groupId);
         const opening = openAsFound(reactor, options, { ...found, groupId }, (how) => {
-          group.take(Content.open(reactor, { ...options, groupId }, group.roles.opening(how)));
+          group.take(openContent(reactor, { ...options, groupId }, group.roles.opening(how)));
         });
         group.roles.started(group.content, group.position, opening);
         removeFormer(io, options, found);
@@ -119,7 +120,7 @@ export class Group implements ReplicatedGroup {
     const group = new Group(reactor, options, requests, log, state);
     group.opening(false, () => {
       if (groupId !== null) {
-        group.take(Content.create(reactor, { ...options, groupId }, NO_EPOCH));
+        group.take(createContent(reactor, { ...options, groupId }, NO_EPOCH));
         group.beginEpoch(true, 'the group was created');
       }
       // Last: without it a start after a crash creates the group anew, and nothing in it was ever served.
@@ -425,7 +426,7 @@ export class Group implements ReplicatedGroup {
 
   adoptGroupId(groupId: string): void {
     assert(this.opened === undefined && this.role === 'secondary', 'only a secondary that has nothing takes an identity');
-    this.take(Content.create(this.reactor, { ...this.options, groupId }, NO_EPOCH));
+    this.take(createContent(this.reactor, { ...this.options, groupId }, NO_EPOCH));
     this.roles.adopted(groupId);
     this.log.info('follows a primary for the first time', { groupId });
   }
@@ -451,7 +452,7 @@ export class Group implements ReplicatedGroup {
     this.local?.stop(Errno.ESHUTDOWN, 'the devices are being taken back to an earlier state, that of their primary; try again in a moment');
     // When the other one cannot be opened, this one stays, closed, for what is asked of a stopped group.
     this.content.close();
-    this.take(Content.open(this.reactor, { ...this.options, groupId: this.groupId! }, { until: to }));
+    this.take(openContent(this.reactor, { ...this.options, groupId: this.groupId! }, { until: to }));
     this.exports.disconnectAll('the device was taken back to an earlier state, that of its primary');
   }
 

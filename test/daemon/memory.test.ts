@@ -6,6 +6,7 @@ import type { Config } from '../../src/config/schema.js';
 import { DEFAULT_SCALE } from '../../src/daemon/datapath.js';
 import { openLayers, takeFixedMemory } from '../../src/daemon/memory.js';
 import { Content, contentArenaBytes } from '../../src/group/content/content.js';
+import { createContent } from '../../src/group/content/opening.js';
 import { Arena } from '../../src/io/arena.js';
 import { MAX_BATCH_BYTES } from '../../src/journal/format.js';
 import { Rig } from '../sim/rig.js';
@@ -78,7 +79,7 @@ t.test('the first journal of a group waits for memory, and leaves nothing behind
   const paths = rig.paths('').length;
   const { usedBytes } = arena;
   const { options } = rig.host.group.content;
-  t.throws(() => Content.create(rig.host.reactor!, { ...options, directory: `${options.directory}/other` }, { number: 0, id: '0'.repeat(32) }), { name: 'IoError', code: 'io/ENOMEM' });
+  t.throws(() => createContent(rig.host.reactor!, { ...options, directory: `${options.directory}/other` }, { number: 0, id: '0'.repeat(32) }), { name: 'IoError', code: 'io/ENOMEM' });
   t.same([rig.paths('').length, arena.usedBytes], [paths, usedBytes]);
 });
 

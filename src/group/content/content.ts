@@ -1,9 +1,9 @@
 /**
  * One group's data directory, opened: journal, store and core together, as
- * creation, recovery or a rewind left them.
+ * opening.ts left them.
  *
- * Owns: the directory's layout, the order of opening, the low-water mark and
- * what may be released. Must not know: roles, requests, links.
+ * Owns: the directory's layout, when a checkpoint begins, how far records were
+ * executed, what may be released, the end. Must not know: roles, requests, links.
  *
  *     state.json          statefile.ts
  *     final               finalnote.ts
@@ -15,16 +15,12 @@
  */
 
 import { assert } from '../../base/assert.js';
-import { CorruptionError, Errno, IoError } from '../../base/errors.js';
 import type { Log } from '../../base/log.js';
-import { BLOCK_BYTES, isLocalDevice, KIB } from '../../base/units.js';
-import { mkdirs, must } from '../../io/file.js';
+import { BLOCK_BYTES, KIB } from '../../base/units.js';
 import { allocatedBytes } from '../../io/arena.js';
-import { O } from '../../io/io.js';
 import type { Reactor } from '../../io/reactor.js';
 import { Journal, JOURNAL_ARENA_BYTES } from '../../journal/journal.js';
 import type { JournalOptions, Position } from '../../journal/journal.js';
-import { recoverJournal } from '../../journal/recover.js';
 import { Checkpointer } from '../../store/checkpointer.js';
 import type { CheckpointerOptions } from '../../store/checkpointer.js';
 import { DESTAGE_BUFFERS, Destager } from '../../store/destager.js';
@@ -35,18 +31,15 @@ import { DEFAULT_MAP_TASKS, MapTasks } from '../../store/maptasks.js';
 import type { MapTaskOptions } from '../../store/maptasks.js';
 import { NODE_READS_ARENA_BYTES, NodeReads } from '../../store/nodereads.js';
 import { BlockReader } from '../../store/read.js';
-import { createSlots, encodeSlot, findSlot, slotPath } from '../../store/slot.js';
-import type { FoundSlot, SlotBody } from '../../store/slot.js';
 import { Store } from '../../store/store.js';
 import { DEFAULT_WALKER, Walker } from '../../store/walk/walker.js';
 import type { WalkerOptions } from '../../store/walk/walker.js';
 import { Core } from './core.js';
-import type { CoreState } from './core.js';
 import { CacheReads } from './caching.js';
-import { FINAL_ARENA_BYTES, FINAL_FILE, FinalNote } from './finalnote.js';
+import { FINAL_ARENA_BYTES, FinalNote } from './finalnote.js';
 import { withKept } from './kept.js';
-import { claim, journalDirectoryOf, removeJournal } from './place.js';
-import type { Opening, PlaceOptions } from './place.js';
+import { journalDirectoryOf } from './place.js';
+import type { PlaceOptions } from './place.js';
 import type { EpochEntry } from '../tree/epochs.js';
 import { Sizes } from './sizes.js';
 import { LOCAL_ARENA_BYTES, LocalContent } from '../local/content.js';
@@ -76,24 +69,11 @@ export function contentArenaBytes(options: { readonly destager: { readonly buffe
     DESTAGE_BUFFERS * allocatedBytes(options.destager.bufferBytes) + allocatedBytes(options.checkpointer.bufferBytes);
 }
 
-const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
 /** Nodes of dropped trees taken apart per tick. */
 const RECLAIM_PER_TICK = 64;
 const EVICT_STEPS_PER_TICK = 256;
 /** What is read only to have it in the page cache goes here, piece by piece. */
 const SINK_BYTES = 256 * KIB;
-
-/** How far the journal goes, as far as others than itself can tell. */
-export interface JournalExtent {
-  /** A rewind: it is cut here, whatever lies behind. Then nothing else is looked at. */
-  readonly until?: Position;
-  /** This node noted that everything below was durable. */
-  readonly knownDurableLsn?: number;
-  /** Not from the journal: it begins at the checkpoint. */
-  readonly opening?: Opening;
-  /** A failed fdatasync may have dropped pages under this very boot. */
-  readonly suspect?: boolean;
-}
 
 export interface Recovered {
   readonly batches: number;
@@ -141,7 +121,8 @@ export class Content {
   private closing = false;
   private released = false;
 
-  private constructor(private readonly reactor: Reactor, readonly options: ContentOptions, private readonly nodeReads: NodeReads, file: MapFile, sequence: number, at: Position, lowWater: Position, core: Core) {
+  /** For opening.ts: nothing is read yet. `file`, `sequence`, `at` and `lowWater` are those of the checkpoint. */
+  constructor(private readonly reactor: Reactor, readonly options: ContentOptions, private readonly nodeReads: NodeReads, file: MapFile, sequence: number, at: Position, lowWater: Position, core: Core) {
     this.core = core;
     this.store = core.store;
     this.sink = reactor.arena.alloc(SINK_BYTES);
@@ -180,123 +161,6 @@ export class Content {
       if (rounds !== undefined) rounds.written(end.lsn);
       else if (end.lsn - this.checkpointer.lowWater.lsn >= options.journal.segmentBytes) this.checkpointWanted = true;
     };
-  }
-
-  /** Makes an empty group in `directory`: durable when it returns. Blocking; throws IoError. */
-  static create(reactor: Reactor, options: ContentOptions, epoch: { number: number; id: string }): Content {
-    const { io } = reactor;
-    const { directory } = options;
-    // A secondary comes here while clients of other groups use the arena: it tries again later then.
-    if (reactor.arena.largestFree < contentArenaBytes(options)) throw new IoError(Errno.ENOMEM, 'find memory for', directory);
-    mkdirs(io, `${directory}/layers`);
-    claim(reactor, options, false);
-    removeLeftovers(reactor, options);
-    const nodeReads = new NodeReads(reactor);
-    const file = closing(nodeReads, () => MapFile.create(nodeReads, directory, 1, options.groupId));
-    const core = openCore(reactor, options, () => content);
-    const content = new Content(reactor, options, nodeReads, file, 1, ZERO, ZERO, core);
-    content.journal.create(ZERO, epoch);
-    must(io.fdatasync(content.journal.pool.current.fd), 'fdatasync', content.journal.pool.current.path);
-    must(io.fdatasync(file.fd), 'fdatasync', file.path);
-    createSlots(io, directory);
-    const slot = encodeSlot(1, {
-      groupId: options.groupId, at: ZERO, lowWater: ZERO, mapFile: 1, mapLength: file.length, nextLayer: 1, layers: [], devices: [], group: core.state(),
-    });
-    writeNow(reactor, slotPath(directory, 1), slot);
-    must(io.syncDirectory(content.journal.options.directory), 'fsync', content.journal.options.directory);
-    must(io.syncDirectory(directory), 'fsync', directory);
-    return content;
-  }
-
-  /**
-   * Opens what is on disk: newest checkpoint, then the journal from there to its
-   * end, or to `extent.until`. Moves no data. Blocking; throws CorruptionError,
-   * IoError.
-   */
-  static open(reactor: Reactor, options: ContentOptions, extent: JournalExtent): Content {
-    const { io } = reactor;
-    const { directory } = options;
-    const found = findSlot(io, directory);
-    if (found === undefined) throw new CorruptionError(`${directory}/checkpoint-0`, 0, 'there is no checkpoint, although the group was created');
-    let { sequence, body } = found.slot;
-    if (body.groupId !== options.groupId) throw new CorruptionError(slotPath(directory, sequence), 0, `this checkpoint belongs to group ${body.groupId}, not to ${options.groupId}`);
-    if (extent.opening !== undefined) claim(reactor, options, true);
-    if (extent.opening === 'accepted') ({ sequence, body } = leaveHistory(reactor, directory, found.slot));
-    const nodeReads = new NodeReads(reactor);
-    const file = closing(nodeReads, () => MapFile.open(nodeReads, directory, body.mapFile, options.groupId, body.mapLength));
-    const core = openCore(reactor, options, () => content);
-    const content = new Content(reactor, options, nodeReads, file, sequence, body.at, body.lowWater, core);
-    try {
-      content.final.load();
-      content.store.layers.restore(body.nextLayer, body.layers);
-      content.store.restore(body.devices);
-      core.restore(body.group as CoreState);
-      content.checkpointer.committedLocalLsn = body.local?.at.lsn ?? 0;
-      content.local.open(body.local, extent.suspect === true);
-      if ((extent.opening ?? 'journal') === 'journal') content.replay(body.at, body.lowWater, extent);
-      else content.beginAnew(body.at);
-      content.floorLsn = content.knownFinal();
-      content.checkpointer.foundFiles(MapFile.numbers(io, directory), found.older?.body.mapFile);
-      content.recovered = { ...content.recovered, damagedSlot: found.damaged, staleFiles: content.store.layers.reconcile() };
-      if (extent.suspect === true) content.store.layers.reread(isLocalDevice);
-    } catch (error) {
-      content.close();
-      throw error;
-    }
-    return content;
-  }
-
-  private replay(at: Position, lowWater: Position, extent: JournalExtent): void {
-    const { journal, core } = this;
-    const { until } = extent;
-    const own = (id: string): boolean => core.epochs.some((epoch) => epoch.id === id && epoch.node === this.options.node);
-    let applied: Position | undefined;
-    const result = recoverJournal(this.reactor, journal, {
-      from: lowWater,
-      durableLsn: until === undefined ? Math.max(at.lsn, extent.knownDurableLsn ?? 0, this.final.lsn) : 0,
-      ...(until === undefined ? {} : { until }),
-      ownEpoch: own,
-      visit: (header, payloadAt, lsn) => {
-        if (lsn < at.lsn) {
-          core.repend(header, lsn);
-          return;
-        }
-        if (this.applyProblem === undefined) {
-          this.local.advance(lsn, core.epochs);
-          this.applyProblem = core.apply(header, lsn, payloadAt);
-          if (this.applyProblem === undefined) return;
-          applied = { lsn, ...chainBefore(this.reactor, header) };
-        }
-        this.keep(header, lsn, payloadAt);
-      },
-    });
-    // What a volatile journal holds is durable by the checkpoint alone.
-    if (journal.volatile) journal.setPosition(result.end, at.lsn);
-    this.rounds?.written(result.end.lsn);
-    this.stoppedAt = applied;
-    this.recovered = { ...this.recovered, batches: result.batches, tornAt: result.tornAt };
-    const epoch = core.epoch;
-    if (epoch !== undefined) journal.setEpoch(epoch);
-    this.local.ended(this.appliedLsn, core.epochs);
-  }
-
-  /** Without a journal: the checkpoint has everything below `at`, and the history goes on from there. */
-  private beginAnew(at: Position): void {
-    const { journal, core } = this;
-    removeJournal(this.reactor.io, journal.options.directory);
-    // A round that was noted and then not written: what will stand above may be undone again.
-    must(this.final.setNow(Math.min(this.final.lsn, at.lsn)), 'note how far the layers are written in', this.options.directory);
-    journal.create(at, core.epoch ?? { number: 0, id: '0'.repeat(32) });
-    must(this.reactor.io.fdatasync(journal.pool.current.fd), 'fdatasync', journal.pool.current.path);
-    must(this.reactor.io.syncDirectory(journal.options.directory), 'fsync', journal.options.directory);
-    this.local.ended(at.lsn, core.epochs);
-  }
-
-  /** What a restart knows of `stable`: layers were written below the note, and a local device is ready only when its position is final. */
-  private knownFinal(): number {
-    let lsn = this.final.lsn;
-    for (const device of this.local.tree.all()) if (device.ready) lsn = Math.max(lsn, device.followsLsn);
-    return lsn;
   }
 
   /** Tells the log how it was opened. */
@@ -432,58 +296,4 @@ export class Content {
     this.nodeReads.close();
     for (const buffer of [this.sink, ...this.spareBlocks]) this.reactor.arena.release(buffer);
   }
-}
-
-/** What `make` returns; when it throws, the buffers are given back. */
-function closing(nodeReads: NodeReads, make: () => MapFile): MapFile {
-  try {
-    return make();
-  } catch (error) {
-    nodeReads.close();
-    throw error;
-  }
-}
-
-function openCore(reactor: Reactor, options: ContentOptions, content: () => Content): Core {
-  const store = new Store(reactor, `${options.directory}/layers`, (position, bit) => content().checkpointer.file(bit).readNow(position), `${options.directory}/map-*`, options.maxOpenLayers);
-  return new Core(reactor.arena, store);
-}
-
-function chainBefore(reactor: Reactor, header: number): { chainHi: number; chainLo: number } {
-  const { view } = reactor.arena;
-  return { chainHi: view.getUint32(header + 16, true), chainLo: view.getUint32(header + 20, true) };
-}
-
-/** A creation that was cut off left files behind; nothing in them was ever acknowledged. */
-function removeLeftovers(reactor: Reactor, options: ContentOptions): void {
-  const { io } = reactor;
-  const { directory } = options;
-  for (const name of ['checkpoint-0', 'checkpoint-1', FINAL_FILE]) io.unlink(`${directory}/${name}`);
-  removeJournal(io, journalDirectoryOf(options));
-  for (const name of io.list(`${directory}/layers`)) must(io.unlink(`${directory}/layers/${name}`), 'remove', `${directory}/layers/${name}`);
-}
-
-/**
- * The content is not what the history says at this position, and no node shall take it for that: the position gets
- * another chain, which no other node has. In both slots, durably: the old chain must not come back. Throws IoError.
- */
-function leaveHistory(reactor: Reactor, directory: string, slot: FoundSlot): FoundSlot {
-  const random = new DataView(reactor.io.randomBytes(8).buffer);
-  const at: Position = { lsn: slot.body.at.lsn, chainHi: random.getUint32(0, true), chainLo: random.getUint32(4, true) };
-  const body: SlotBody = { ...slot.body, at, lowWater: at };
-  for (const sequence of [slot.sequence + 1, slot.sequence + 2]) writeNow(reactor, slotPath(directory, sequence), encodeSlot(sequence, body));
-  return { sequence: slot.sequence + 2, body };
-}
-
-function writeNow(reactor: Reactor, path: string, bytes: Uint8Array): void {
-  const { io, arena } = reactor;
-  const fd = must(io.open(path, O.RDWR | O.CREAT | O.CLOEXEC, 0o600), 'open', path);
-  const at = arena.alloc(bytes.length);
-  must(at < 0 ? -12 : 0, 'find memory for', path);
-  arena.u8.set(bytes, at);
-  let result = io.pwrite(fd, at, bytes.length, 0);
-  if (result >= 0) result = io.fdatasync(fd);
-  arena.release(at);
-  io.close(fd);
-  must(result, 'write', path);
 }
