@@ -24,7 +24,8 @@ export function takeFixedMemory(
 ): void {
   const linked = config.groups.some((group) => group.peers.length > 0);
   const { reserveBytes, headroomBytes, chunkBytes } = DEFAULT_LIMITS;
-  const groups = config.groups.length * contentArenaBytes({ destager: { bufferBytes: scale.destageBufferBytes }, checkpointer: { bufferBytes: scale.checkpointBufferBytes } });
+  const buffers = { destager: { bufferBytes: scale.destageBufferBytes }, checkpointer: { bufferBytes: scale.checkpointBufferBytes } };
+  const groups = config.groups.reduce((sum, { journal }) => sum + contentArenaBytes({ ...buffers, journal }), 0);
   const links = linked ? allocatedBytes(MAX_BATCH_BYTES) : 0;
   const needed = SCRATCH_BYTES + groups + links + (servesNbd ? reserveBytes + headroomBytes + 2 * chunkBytes : 0);
   if (needed > SCRATCH_BYTES + arena.capacityBytes) {

@@ -28,7 +28,7 @@ import {
   batch, BATCH_HEADER_BYTES, BATCH_MAGIC, entry, ENTRY_BYTES, MAX_BATCH_RECORDS, MAX_HEADER_BYTES,
   MAX_MARKER_BYTES, RecordKind, usedHeaderBytes,
 } from './format.js';
-import { END_ARENA_BYTES, EndNote } from './endnote.js';
+import { EndNote } from './endnote.js';
 import { GroupCommit } from './groupcommit.js';
 import type { Committed } from './groupcommit.js';
 import { SegmentPool } from './segments.js';
@@ -58,8 +58,8 @@ export interface JournalOptions {
 /** Segments that only markers may use, so that an operation can always be journaled and its effect free space. */
 const RESERVED_SEGMENTS = 1;
 
-/** Arena bytes that a journal holds, its segment pool included. */
-export const JOURNAL_ARENA_BYTES = allocatedBytes(MAX_HEADER_BYTES) + allocatedBytes(MAX_MARKER_BYTES) + 2 * BLOCK_BYTES + END_ARENA_BYTES;
+/** Arena bytes that a journal holds, its segment pool included; a volatile one END_ARENA_BYTES more. */
+export const JOURNAL_ARENA_BYTES = allocatedBytes(MAX_HEADER_BYTES) + allocatedBytes(MAX_MARKER_BYTES) + 2 * BLOCK_BYTES;
 
 export class Journal implements Committed {
   readonly pool: SegmentPool;

@@ -12,7 +12,7 @@ import { MAX_BATCH_BYTES } from '../../src/journal/format.js';
 import { Rig } from '../sim/rig.js';
 
 function configOf(groups: number, peers: number): Config {
-  return { groups: Array.from({ length: groups }, () => ({ peers: Array.from({ length: peers }) })) } as unknown as Config;
+  return { groups: Array.from({ length: groups }, () => ({ journal: { volatile: false }, peers: Array.from({ length: peers }) })) } as unknown as Config;
 }
 
 t.test('the smallest arena serves a group with a link, not ten; the usual one serves the most groups', async (t) => {

@@ -19,6 +19,7 @@ import type { Log } from '../../base/log.js';
 import { BLOCK_BYTES, KIB } from '../../base/units.js';
 import { allocatedBytes } from '../../io/arena.js';
 import type { Reactor } from '../../io/reactor.js';
+import { END_ARENA_BYTES } from '../../journal/endnote.js';
 import { Journal, JOURNAL_ARENA_BYTES } from '../../journal/journal.js';
 import type { JournalOptions, Position } from '../../journal/journal.js';
 import { Checkpointer } from '../../store/checkpointer.js';
@@ -31,10 +32,10 @@ import { DEFAULT_MAP_TASKS, MapTasks } from '../../store/maptasks.js';
 import type { MapTaskOptions } from '../../store/maptasks.js';
 import { NODE_READS_ARENA_BYTES, NodeReads } from '../../store/nodereads.js';
 import { BlockReader } from '../../store/read.js';
-import { Store } from '../../store/store.js';
+import type { Store } from '../../store/store.js';
 import { DEFAULT_WALKER, Walker } from '../../store/walk/walker.js';
 import type { WalkerOptions } from '../../store/walk/walker.js';
-import { Core } from './core.js';
+import type { Core } from './core.js';
 import { CacheReads } from './caching.js';
 import { FINAL_ARENA_BYTES, FinalNote } from './finalnote.js';
 import { withKept } from './kept.js';
@@ -64,8 +65,12 @@ export interface ContentOptions extends PlaceOptions {
 }
 
 /** Arena bytes that an open group holds. */
-export function contentArenaBytes(options: { readonly destager: { readonly bufferBytes: number }; readonly checkpointer: { readonly bufferBytes: number } }): number {
-  return JOURNAL_ARENA_BYTES + LOCAL_ARENA_BYTES + NODE_READS_ARENA_BYTES + SINK_BYTES + 2 * BLOCK_BYTES + FINAL_ARENA_BYTES +
+export function contentArenaBytes(options: {
+  readonly journal: { readonly volatile?: boolean };
+  readonly destager: { readonly bufferBytes: number };
+  readonly checkpointer: { readonly bufferBytes: number };
+}): number {
+  return JOURNAL_ARENA_BYTES + (options.journal.volatile === true ? END_ARENA_BYTES : 0) + LOCAL_ARENA_BYTES + NODE_READS_ARENA_BYTES + SINK_BYTES + 2 * BLOCK_BYTES + FINAL_ARENA_BYTES +
     DESTAGE_BUFFERS * allocatedBytes(options.destager.bufferBytes) + allocatedBytes(options.checkpointer.bufferBytes);
 }
 
