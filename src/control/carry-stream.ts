@@ -11,6 +11,7 @@
  */
 
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { ExportOpenRequest } from './carry.js';
 import { MAX_IMPORT_BYTES } from './carry.js';
 import { failureOf } from './channel.js';
@@ -31,8 +32,10 @@ export interface CarryStream {
 
 /** A stream that has nothing to say gives a sign of life so often: a pipe that has gone is noticed by writing to it. */
 const BEAT_SECONDS = 1;
-/** How often an import tells its position, and finds out that its client has gone. */
-const TELL_MS = 500;
+/** How often an import tells its position when that does not move, and finds out that its client has gone. */
+const TELL_SECONDS = 0.5;
+/** Rest between two tellings: acknowledgements cost the exporting node a write each. */
+const REST_MS = 20;
 
 /** Resolves when the stream has ended, by its end, the reader or an error. */
 export async function sendExport(response: ServerResponse, request: ExportOpenRequest, follow: boolean, stream: CarryStream): Promise<void> {
@@ -64,6 +67,21 @@ function trailer(failure: Parameters<typeof errorBody>[0]): Record<string, strin
   return { 'lockstep-error': encodeURIComponent(JSON.stringify(errorBody(failure))) };
 }
 
+/** Tells how far the import has come, until `over`, or until the session ends; why it did is told by whoever ends it. */
+async function tellProgress(port: ControlPort, session: number, from: ImportState, over: AbortSignal, tell: (state: ImportState) => void): Promise<void> {
+  let told = from.position;
+  try {
+    while (!over.aborted) {
+      const state = await port.call({ op: 'importState', session, told, waitSeconds: TELL_SECONDS }, over);
+      told = state.position;
+      tell(state);
+      await sleep(REST_MS, undefined, { signal: over });
+    }
+  } catch (error) {
+    if (!over.aborted && failureOf(error) === undefined) throw error;
+  }
+}
+
 /** Resolves when the input has ended and what was taken of it is durable, or the client has gone. */
 export async function receiveImport(request: IncomingMessage, response: ServerResponse, group: string, stream: CarryStream): Promise<void> {
   const { port } = stream;
@@ -89,8 +107,8 @@ export async function receiveImport(request: IncomingMessage, response: ServerRe
   };
   response.writeHead(200, { 'content-type': 'application/x-ndjson' });
   tell(opened.state);
-  // What its end says will be told by the loop below.
-  const timer = setInterval(() => void port.call({ op: 'importState', session }).then(tell, () => undefined), TELL_MS);
+  const over = new AbortController();
+  const telling = tellProgress(port, session, opened.state, over.signal, tell);
   let problem: unknown;
   try {
     // The end of the loop must not end the connection: the answer goes the same way.
@@ -102,9 +120,10 @@ export async function receiveImport(request: IncomingMessage, response: ServerRe
   } catch (error) {
     problem = error;
   } finally {
-    clearInterval(timer);
+    over.abort();
     stream.closing.removeEventListener('abort', cut);
   }
+  await telling;
   const last = await end().catch((error: unknown) => void (problem ??= error));
   if (response.destroyed) return;
   if (last !== undefined) response.write(`${JSON.stringify(last)}\n`);

@@ -67,9 +67,13 @@ export interface ImportPushRequest {
   readonly bytes: Uint8Array;
 }
 
+/** How far an import has come: answered as soon as its position is another one than was told, or when the time is over. */
 export interface ImportStateRequest {
   readonly op: 'importState';
   readonly session: number;
+  /** `ImportState.position` as known. */
+  readonly told: string;
+  readonly waitSeconds: number;
 }
 
 /** The input has ended: answered when what was taken is durable. The session is gone then. */

@@ -23,9 +23,11 @@ export interface HttpLimits {
   /** An idle connection is closed after this time. */
   readonly keepAliveMs: number;
   readonly connections: number;
+  /** What of a body is read ahead, and of an answer written ahead, while its other side is busy. */
+  readonly aheadBytes: number;
 }
 
-export const HTTP_LIMITS: HttpLimits = { bodyBytes: 64 * 1024, requestMs: 10_000, headersMs: 5_000, keepAliveMs: 5_000, connections: 128 };
+export const HTTP_LIMITS: HttpLimits = { bodyBytes: 64 * 1024, requestMs: 10_000, headersMs: 5_000, keepAliveMs: 5_000, connections: 128, aheadBytes: 256 * 1024 };
 const HEADER_BYTES = 16 * 1024;
 
 /** A request that is answered with an error before any operation is tried. */
@@ -48,7 +50,7 @@ export type Handler = (request: IncomingMessage, response: ServerResponse) => Pr
  */
 export function hardenedServer(limits: HttpLimits, log: Log, handler: Handler): Server {
   const server = createServer(
-    { maxHeaderSize: HEADER_BYTES, requestTimeout: limits.requestMs, headersTimeout: limits.headersMs, keepAliveTimeout: limits.keepAliveMs, connectionsCheckingInterval: Math.min(1000, limits.headersMs) },
+    { maxHeaderSize: HEADER_BYTES, requestTimeout: limits.requestMs, headersTimeout: limits.headersMs, highWaterMark: limits.aheadBytes, keepAliveTimeout: limits.keepAliveMs, connectionsCheckingInterval: Math.min(1000, limits.headersMs) },
     (request, response) => {
       // A client that goes away is no event of ours: writes to it are discarded.
       request.on('error', () => {});

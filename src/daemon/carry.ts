@@ -16,7 +16,7 @@ import { callerGone } from '../base/caller.js';
 import { IoError, OperatorError } from '../base/errors.js';
 import type { EpochPosition } from '../base/position.js';
 import { formatPosition } from '../base/position.js';
-import type { CarryReplies, CarryRequest, ExportOpenRequest, ExportPageRequest } from '../control/carry.js';
+import type { CarryReplies, CarryRequest, ExportOpenRequest, ExportPageRequest, ImportStateRequest } from '../control/carry.js';
 import type { CursorEntry, ImportState } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import { MAX_CURSORS } from '../group/content/cursorfile.js';
@@ -67,7 +67,7 @@ export class Carry {
         return;
       }
       case 'importState':
-        answer.done(stateOf(this.session(request.session).importer));
+        this.importState(request, answer);
         return;
       case 'importEnd':
         this.importEnd(request.session, answer);
@@ -236,6 +236,24 @@ export class Carry {
     const found = this.sessions.get(id);
     if (found === undefined) throw new OperatorError('import/replaced', 'this import has ended: another one took its place, or the group was closed');
     return found;
+  }
+
+  /** The position is what an acknowledgement waits for, and a writer for that: it is told as soon as it moves. */
+  private importState(request: ImportStateRequest, answer: Answer): void {
+    const { importer } = this.session(request.session);
+    let remove: () => void = () => undefined;
+    const timer = this.reactor.after(request.waitSeconds * 1e6, () => look(true));
+    const once = endingOnce(answer, () => {
+      remove();
+      this.reactor.cancel(timer);
+    });
+    const look = (over: boolean): void => caught(once, () => {
+      this.session(request.session);
+      const state = stateOf(importer);
+      if (over || state.position !== request.told) once.done(state);
+    });
+    remove = importer.onMoved(() => look(false));
+    look(false);
   }
 
   private importEnd(id: number, answer: Answer): void {

@@ -297,6 +297,11 @@ export class SegmentPool {
     return this.live.some((segment) => segment.holds > 0);
   }
 
+  /** All files that the limit allows are there: room comes from releasing alone. */
+  get grown(): boolean {
+    return !this.creating && !this.mayCreate;
+  }
+
   /** A background creation is under way. */
   get busy(): boolean {
     return this.creating;

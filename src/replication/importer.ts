@@ -17,6 +17,7 @@
 import { IoError, OperatorError, PeerError } from '../base/errors.js';
 import type { EpochPosition } from '../base/position.js';
 import { putHex } from '../base/words.js';
+import { Hooks } from '../group/hooks.js';
 import { epochPosition } from '../group/tree/epochs.js';
 import type { ReplicatedGroup } from '../group/replica.js';
 import type { Reactor } from '../io/reactor.js';
@@ -85,6 +86,7 @@ export class Importer {
   private durable: EpochPosition;
   private syncing: EpochPosition | undefined;
   private readonly removers: (() => void)[] = [];
+  private readonly movedHooks = new Hooks();
   private closed = false;
 
   constructor(private readonly reactor: Reactor, private readonly group: ReplicatedGroup, private readonly options: ImporterOptions) {
@@ -123,6 +125,11 @@ export class Importer {
       done();
     };
     poll();
+  }
+
+  /** `hook` runs when `report.durable` has moved, and when the importer is closed. Returns what removes it. */
+  onMoved(hook: () => void): () => void {
+    return this.movedHooks.add(hook);
   }
 
   private get idle(): boolean {
@@ -341,6 +348,7 @@ export class Importer {
     const target = epochPosition(group.epochs, end);
     if (group.journal.durableLsn >= target.lsn) {
       this.durable = target;
+      this.movedHooks.run();
       return;
     }
     this.syncing = target;
@@ -354,6 +362,7 @@ export class Importer {
     if (syncing === undefined || group.journal.durableLsn < syncing.lsn) return;
     this.syncing = undefined;
     this.durable = syncing;
+    this.movedHooks.run();
     if (group.appliedLsn > syncing.lsn) this.wantSync();
   }
 
@@ -366,5 +375,6 @@ export class Importer {
     const { answer } = this;
     this.answer = undefined;
     answer?.(why);
+    this.movedHooks.run();
   }
 }

@@ -120,6 +120,33 @@ t.test('an import hands over every byte in order, and tells the position at the 
   t.ok(got.every((part) => part.length <= 1024 * 1024));
 });
 
+t.test('an import tells its position as soon as the data path does, and asks once at a time', async (t) => {
+  const { port, client } = await setup(t);
+  const at = (lsn: number): ImportState => importState({ position: POSITION.replace(':900000:', `:${lsn}:`), whole: false });
+  const asked: { told: string; answer: (state: ImportState) => void }[] = [];
+  port.answers.importState = ({ told }) => new Promise((answer) => asked.push({ told, answer }));
+  let finish: () => void = () => undefined;
+  const endless = async function* (): AsyncGenerator<Uint8Array> {
+    yield new Uint8Array(10);
+    await new Promise<void>((resolve) => (finish = resolve));
+  };
+  const states = client.importJournal('g', endless());
+  const next = async (): Promise<string> => ((await states.next()).value as ImportState).position;
+  t.equal(await next(), POSITION);
+  for (let lsn = 910_000; lsn < 913_000; lsn += 1000) {
+    await waitFor('it asks again', () => asked.length > 0);
+    const { told, answer } = asked.shift()!;
+    t.equal(told, lsn === 910_000 ? POSITION : at(lsn - 1000).position, 'what is known already');
+    answer(at(lsn));
+    t.equal(await next(), at(lsn).position);
+  }
+  await waitFor('it asks again', () => asked.length > 0);
+  finish();
+  t.match((await collect(states)).at(-1), { whole: true });
+  t.equal(asked.length, 1);
+  t.ok(port.gone.at(port.calls.findLastIndex((call) => call.op === 'importState'))?.aborted, 'the last question is taken back');
+});
+
 t.test('an import that is refused says why, at once or half-way, however much is on its way', async (t) => {
   const { port, client } = await setup(t);
   let pushes = 0;

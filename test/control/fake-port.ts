@@ -1,5 +1,6 @@
 /** A data path made of canned answers, for tests of the control server and the command line. */
 import type { ControlPort, ControlReplies, ControlRequest, ReplyOf } from '../../src/control/port.js';
+import { ControlError } from '../../src/control/port.js';
 import type { GroupStatus, NodeStatus } from '../../src/control/schema/status.js';
 import type { CursorEntry, DeviceEntry, ImportState, JournalRecord, LinkEntry, MeteredEntry, OperationReply } from '../../src/control/schema/replies.js';
 
@@ -76,7 +77,11 @@ export class FakePort implements ControlPort {
     this.calls.push(structuredClone(request));
     this.gone.push(gone);
     const answer = (this.answers as Record<string, ((request: ControlRequest) => unknown) | undefined>)[request.op];
-    return (await (answer ?? this.fallback)(request)) as ReplyOf<R>;
+    const left = new Promise<never>((_resolve, reject) => {
+      gone?.addEventListener('abort', () => reject(new ControlError({ kind: 'operator', code: 'control/gone', message: 'whoever asked has gone' })), { once: true });
+    });
+    left.catch(() => undefined);
+    return (await Promise.race([(answer ?? this.fallback)(request), left])) as ReplyOf<R>;
   }
 
   /** The last request. */

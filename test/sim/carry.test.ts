@@ -8,7 +8,8 @@
 import t from 'tap';
 import type { ExportPart, ImportOpened } from '../../src/control/carry.js';
 import type { ControlRequest } from '../../src/control/port.js';
-import type { DrainReply } from '../../src/control/schema/replies.js';
+import { KIB, MIB } from '../../src/base/units.js';
+import type { DrainReply, ImportState } from '../../src/control/schema/replies.js';
 import { ALONE, GROUP, SimHost, SMALL } from './cluster.js';
 import { PairRun } from './pair.js';
 import { World } from './world.js';
@@ -134,4 +135,95 @@ t.test('a cursor does not begin at what can still be lost, and begins there once
   a.group.journal.sync(lsn);
   world.run(() => a.group.journal.durableLsn >= lsn, { us: 60e6 });
   for (const [cursor, from] of [['one', lsn], ['two', position]] as const) t.match(ask(a, { op: 'exportOpen', group: GROUP, cursor, from }), { durable: lsn });
+});
+
+/** One node whose journal is full because nobody acknowledges what a cursor holds; `written`: how far its writers got. */
+function full(t: { teardown(action: () => void): void }, sizes: Partial<typeof SMALL>): { world: World; a: SimHost; ask: (request: ControlRequest) => unknown; waiting: { errno: number } } {
+  const world = new World({ seed: 1 });
+  t.teardown(() => world.dispose());
+  const a = new SimHost(world, 'a', { ...SMALL, ...sizes }, ALONE, 0);
+  a.start();
+  const ask = (request: ControlRequest): unknown => {
+    const outcome = a.command(request);
+    world.run(() => outcome.ended, { us: 60e6 });
+    if (outcome.error !== undefined) throw outcome.error as Error;
+    return outcome.reply;
+  };
+  ask({ op: 'exportOpen', group: GROUP, cursor: 'x', from: null });
+  ask({ op: 'create', group: GROUP, name: 'v', sizeBytes: MIB, wait: 'durable', waitSeconds: 10 });
+  const device = [...a.model.state.devices.values()][0];
+  for (;;) {
+    const waiting = { errno: -1 };
+    a.client!.write(a.view(device)!, 0, new Uint8Array(16 * KIB).fill(1), false, (errno) => (waiting.errno = errno));
+    a.node.poke();
+    world.run(() => waiting.errno >= 0 || a.group.stalledCount > 0, { us: 60e6 });
+    if (waiting.errno < 0) {
+      // Nothing happens any more that would come in handy.
+      let quiet = false;
+      world.after(1e6, () => (quiet = true));
+      world.run(() => quiet, { us: 60e6 });
+      return { world, a, ask, waiting };
+    }
+  }
+}
+
+/** Nothing is destaged, made durable or checkpointed for any other reason than that somebody waits for room. */
+const LAZY = { syncMs: 60_000, syncBytes: 64 * MIB, destageUs: 3600e6, destageFraction: 0.9, checkpointSeconds: 1000, checkpointBytes: 64 * MIB };
+
+for (const [name, sizes] of [['small', {}], ['lazy', LAZY]] as const) {
+  t.test(`an acknowledgement lets writers of a full journal go on at once (${name})`, async (t) => {
+    const { world, a, ask, waiting } = full(t, sizes);
+    t.match(a.group.stallReason(), /cursor x still needs it from LSN 0/);
+    ask({ op: 'flush', group: GROUP, upTo: 'durable' });
+    const { lsn, chainHi, chainLo } = a.group.position;
+    const position = { epochId: a.group.epochs.at(-1)!.id, lsn, chainHi, chainLo };
+    t.ok(waiting.errno < 0);
+    ask({ op: 'cursorAck', group: GROUP, cursor: 'x', position });
+    const from = world.clock.now;
+    world.run(() => waiting.errno >= 0, { us: 60e6 });
+    t.equal(waiting.errno, 0);
+    // By the simulation's clock, in which steps of the program take none: no beat was waited for.
+    t.ok(world.clock.now - from < 2_000, `${world.clock.now - from} us after the acknowledgement was answered`);
+  });
+}
+
+t.test('acknowledgements that come at once are written together', async (t) => {
+  const { world, a, ask } = full(t, {});
+  ask({ op: 'flush', group: GROUP, upTo: 'durable' });
+  const { lsn, chainHi, chainLo } = a.group.position;
+  const position = { epochId: a.group.epochs.at(-1)!.id, lsn, chainHi, chainLo };
+  const { cursors } = a.group.retention;
+  const written = (): number => (cursors as unknown as { sequence: number }).sequence;
+  const before = written();
+  const acks = Array.from({ length: 40 }, () => a.command({ op: 'cursorAck', group: GROUP, cursor: 'x', position }));
+  world.run(() => acks.every((ack) => ack.ended), { us: 60e6 });
+  t.ok(acks.every((ack) => ack.error === undefined));
+  t.equal(cursors.get('x')!.position.lsn, lsn);
+  t.ok(written() - before <= 3, `${written() - before} writes for 40 acknowledgements`);
+});
+
+t.test('the position of an import is told when it moves, and not before', async (t) => {
+  const { world, a, c, ask } = three(t);
+  a.start();
+  c.start();
+  ask(a, { ...CREATE, wait: 'durable' });
+  const open = ask(a, { op: 'exportOpen', group: GROUP, cursor: 'x', from: null }) as ExportPart;
+  const page = ask(a, { op: 'exportPage', group: GROUP, cursor: 'x', place: open.place, to: open.durable, waitSeconds: 1 }) as ExportPart;
+  const { session, state } = ask(c, { op: 'importOpen', group: GROUP }) as ImportOpened;
+  const told = c.command({ op: 'importState', session, told: state.position, waitSeconds: 600 });
+  ask(c, { op: 'importPush', session, bytes: open.bytes });
+  let later = false;
+  world.after(2e6, () => (later = true));
+  world.run(() => later, { us: 60e6 });
+  t.notOk(told.ended, 'nothing has moved');
+  ask(c, { op: 'importPush', session, bytes: page.bytes });
+  world.run(() => c.group.journal.durableLsn === c.group.position.lsn, { us: 60e6 });
+  t.ok(told.ended, 'in the very step in which the journal was durable');
+  const moved = told.reply as ImportState;
+  t.not(moved.position, state.position);
+  t.match(ask(c, { op: 'importState', session, told: state.position, waitSeconds: 600 }), { position: moved.position }, 'at once where it has moved already');
+  t.match(ask(c, { op: 'importState', session, told: moved.position, waitSeconds: 0.1 }), { position: moved.position }, 'and when the time is over');
+  const last = c.command({ op: 'importState', session, told: moved.position, waitSeconds: 600 });
+  ask(c, { op: 'importEnd', session });
+  t.match(last, { ended: true, error: { code: 'import/replaced' } }, 'an import that ends leaves nobody waiting');
 });

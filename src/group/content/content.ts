@@ -222,6 +222,8 @@ export class Content {
     this.journal.poll();
     this.local.log.poll();
     if (rounds === undefined) {
+      // Writers may be waiting for room, and what somebody releases gives some only as far as it is destaged.
+      if (!this.journal.hasRoomForData && this.journal.pool.grown) this.destager.request();
       this.destager.poll(stable);
       checkpointer.poll(stable);
     } else {
@@ -229,7 +231,8 @@ export class Content {
     }
     this.walker.poll(this.changedBytes === 0);
     if (rounds === undefined && !checkpointer.busy && this.checkpointDue()) this.beginCheckpoint();
-    this.journal.pool.releaseBelow(Math.min(checkpointer.lowWater.lsn, retained));
+    // Whoever waits for room had their turn in this tick already.
+    if (this.journal.pool.releaseBelow(Math.min(checkpointer.lowWater.lsn, retained)) > 0) this.reactor.again();
     this.local.log.releaseBelow(checkpointer.committedLocalLsn);
     if (store.map.reclaim(RECLAIM_PER_TICK)) this.reactor.again();
     if (store.map.memoryBytes > this.options.mapMemoryBytes && !store.map.evict(this.options.mapMemoryBytes, EVICT_STEPS_PER_TICK)) {
