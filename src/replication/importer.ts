@@ -17,7 +17,6 @@
 import { IoError, OperatorError, PeerError } from '../base/errors.js';
 import type { EpochPosition } from '../base/position.js';
 import { putHex } from '../base/words.js';
-import { Hooks } from '../group/hooks.js';
 import { epochPosition } from '../group/tree/epochs.js';
 import type { ReplicatedGroup } from '../group/replica.js';
 import type { Reactor } from '../io/reactor.js';
@@ -86,7 +85,7 @@ export class Importer {
   private durable: EpochPosition;
   private syncing: EpochPosition | undefined;
   private readonly removers: (() => void)[] = [];
-  private readonly movedHooks = new Hooks();
+  private readonly movedHooks = new Set<() => void>();
   private closed = false;
 
   constructor(private readonly reactor: Reactor, private readonly group: ReplicatedGroup, private readonly options: ImporterOptions) {
@@ -129,7 +128,12 @@ export class Importer {
 
   /** `hook` runs when `report.durable` has moved, and when the importer is closed. Returns what removes it. */
   onMoved(hook: () => void): () => void {
-    return this.movedHooks.add(hook);
+    this.movedHooks.add(hook);
+    return () => void this.movedHooks.delete(hook);
+  }
+
+  private moved(): void {
+    for (const hook of this.movedHooks) hook();
   }
 
   private get idle(): boolean {
@@ -348,7 +352,7 @@ export class Importer {
     const target = epochPosition(group.epochs, end);
     if (group.journal.durableLsn >= target.lsn) {
       this.durable = target;
-      this.movedHooks.run();
+      this.moved();
       return;
     }
     this.syncing = target;
@@ -362,7 +366,7 @@ export class Importer {
     if (syncing === undefined || group.journal.durableLsn < syncing.lsn) return;
     this.syncing = undefined;
     this.durable = syncing;
-    this.movedHooks.run();
+    this.moved();
     if (group.appliedLsn > syncing.lsn) this.wantSync();
   }
 
@@ -375,6 +379,6 @@ export class Importer {
     const { answer } = this;
     this.answer = undefined;
     answer?.(why);
-    this.movedHooks.run();
+    this.moved();
   }
 }
