@@ -73,6 +73,8 @@ export class LocalDevices {
   private attachedTo: unknown;
   /** What was acknowledged when the last operation was executed: it survives once that is reported. */
   private atOperation: [Device, number, Version][] = [];
+  /** What the last assign put into its target. */
+  private assigned: Version[] = [];
 
   constructor(readonly host: SimHost) {}
 
@@ -112,7 +114,10 @@ export class LocalDevices {
       this.copy(fresh, record.source);
       target.blocks = fresh.blocks;
       // Until it is reported, a crash may find the one or the other.
-      for (const block of new Set([...before, ...fresh.touched])) target.add(block, fresh.current(block), true);
+      this.assigned = [...new Set([...before, ...fresh.touched])].map((block) => target.add(block, fresh.current(block), true));
+      this.atOperation = this.marks();
+      for (const version of this.assigned) version.acknowledged = false;
+      return;
     } else if (record.op === 'remove') {
       this.devices.get(record.device)!.removing = true;
     } else return;
@@ -172,6 +177,7 @@ export class LocalDevices {
 
   restore(target: string, source: string): OperationReply | undefined {
     const reply = this.operate({ op: 'restore', group: GROUP, target, source, ranges: [], force: true, wait: 'durable', waitSeconds: 10 });
+    if (reply !== undefined) for (const version of this.assigned) version.acknowledged = true;
     if (reply !== undefined && reply.notice === null) this.settle(this.atOperation);
     return reply;
   }
@@ -373,7 +379,7 @@ export class LocalDevices {
       const sector = found.subarray(at, at + SECTOR);
       if (candidates.some((one) => Buffer.compare(one.subarray(at, at + SECTOR), sector) === 0)) continue;
       const show = (bytes: Uint8Array): string => Buffer.from(bytes.subarray(at, at + 8)).toString('hex');
-      throw new Error(`${device.name} (${device.id}), block ${block}, byte ${at}, after ${adopt ? kind : 'no crash'}: ${show(sector)} is none of ${candidates.map(show).join(' ')}\n${this.host.log.slice(-30).join('\n')}`);
+      throw new Error(`${device.name} (${device.id}), block ${block}, byte ${at}, after ${adopt ? kind : 'no crash'}: ${show(found)} is none of ${candidates.map(show).join(' ')}\n${this.host.log.slice(-30).join('\n')}`);
     }
     if (!adopt) return;
     if (kind === 'power') {

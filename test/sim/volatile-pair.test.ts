@@ -4,17 +4,9 @@ import type { Test } from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import { GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
 import type { Peering } from './cluster.js';
+import { acceptableLsn, REFUSED } from './refusal.js';
 import { Workload } from './workload.js';
 import { World } from './world.js';
-
-const REFUSED = /its volatile journal is lost: the machine was started anew since, and the group was not stopped cleanly before\. Its data are unknown/;
-
-/** The LSN that a refusal names. */
-function acceptableLsn(problem: string | undefined): number {
-  const match = /--accept-inconsistent g@(\d+)/.exec(problem ?? '');
-  if (match === null) throw new Error(`no LSN in: ${problem}`);
-  return Number(match[1]);
-}
 
 const ADDRESS = { a: '10.0.0.1:7001', b: '10.0.0.2:7002' };
 const DIALS: Peering = { role: 'primary', peers: [{ node: 'b', address: ADDRESS.b }] };

@@ -9,20 +9,19 @@ import type { Test } from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { NodeBlocks } from '../../src/group/blocks.js';
 import { RequestKind } from '../../src/group/requests/requests.js';
-import { decodeSegmentHeader } from '../../src/journal/format.js';
 import { GROUP, SMALL } from './cluster.js';
 import type { SimHost } from './cluster.js';
 import { TMPFS } from './disk.js';
 import { BLOCK, ZERO_BLOCK } from './model.js';
 import type { ModelEntry } from './model.js';
 import { Rig } from './rig.js';
+import { acceptableLsn, REFUSED } from './refusal.js';
 import { MIXED, Workload } from './workload.js';
 
 const SEEDS = process.env.TEST_SEED === undefined ? [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] : [Number(process.env.TEST_SEED)];
 const STATE = Rig.path('state.json');
 const JOURNAL = `${TMPFS}/${GROUP}/journal`;
 const SECTOR = 512;
-const REFUSED = /its volatile journal is lost: the machine was started anew since, and the group was not stopped cleanly before\. Its data are unknown/;
 
 function volatileRig(t: Test, seed: number): Rig {
   const rig = new Rig(seed);
@@ -33,13 +32,6 @@ function volatileRig(t: Test, seed: number): Rig {
 
 function emptyJournal(host: SimHost): void {
   for (const path of host.node.disk.paths(JOURNAL)) if (path.includes('segment')) host.node.disk.unlink(path);
-}
-
-/** The LSN that a refusal names. */
-function acceptableLsn(problem: string | undefined): number {
-  const match = /--accept-inconsistent g@(\d+)/.exec(problem ?? '');
-  if (match === null) throw new Error(`no LSN in: ${problem}`);
-  return Number(match[1]);
 }
 
 /** Reads one block past the model's client, which would hold it to what the journal said. */
@@ -180,71 +172,6 @@ t.test('a journal that is not there any more, under the same boot, is lost as we
   rig.host.crash('kill');
   emptyJournal(rig.host);
   t.match(rig.tryStart(), /its volatile journal is not there any more/);
-});
-
-/** Segments of the journal, in the order in which they were begun. */
-function segmentsOf(host: SimHost): string[] {
-  const { disk } = host.node;
-  const serial = (path: string): number => {
-    const header = decodeSegmentHeader(disk.peek(path, 0, SECTOR), 0);
-    return typeof header === 'string' ? 0 : header.serial;
-  };
-  return disk.paths(JOURNAL).filter((path) => path.includes('segment') && serial(path) > 0).sort((a, b) => serial(a) - serial(b));
-}
-
-/** Nothing is destaged by itself: what was acknowledged is in the journal only. */
-const LAZY = { ...SMALL, checkpointSeconds: 1000, checkpointBytes: 64 * MIB, destageUs: 3600e6, destageFraction: 0.95, segments: 12 };
-
-for (const count of [1, 2]) {
-  t.test(`a journal whose newest ${count === 1 ? 'file is' : 'files are'} removed while the daemon is down is refused like a lost one, and may be accepted`, async (t) => {
-    const rig = new Rig(12, LAZY);
-    t.teardown(() => rig.dispose());
-    rig.host.volatile();
-    rig.start();
-    rig.create('v', 4 * MIB);
-    for (let i = 0; i < 16; i++) t.equal(rig.ask('v', 'write', i * 64 * KIB, 64 * KIB), 0);
-    const before = [...rig.host.group.epochs];
-    rig.host.crash('kill');
-    const segments = segmentsOf(rig.host);
-    t.ok(segments.length > 3, `${segments.length} segments`);
-    for (const path of segments.slice(-count)) rig.host.node.disk.unlink(path);
-    const problem = rig.tryStart();
-    t.match(problem, /its volatile journal is not whole any more \(.*segment-\d+, which continues it, is not there any more\), and the group was not stopped cleanly before\. Its data are unknown/);
-    t.match(problem, /promote it, and build this node anew/);
-    const left = segmentsOf(rig.host);
-    rig.host.crash('kill');
-    t.equal(rig.tryStart(), problem, 'nor by the next start');
-    t.same(segmentsOf(rig.host), left, 'nothing was changed');
-    rig.host.crash('kill');
-    rig.host.acceptedLsn = acceptableLsn(problem);
-    rig.host.model.cacheFloor = 0;
-    t.equal(rig.tryStart(), undefined);
-    const { epochs } = rig.host.group;
-    t.equal(epochs.length, before.length + 1);
-    t.match(epochs.at(-1), { lossless: false, start: { lsn: rig.host.acceptedLsn } });
-    rig.verify();
-  });
-}
-
-t.test('after a clean stop a part of the journal that is removed is no loss', async (t) => {
-  const rig = volatileRig(t, 13);
-  rig.start();
-  rig.create('v', 4 * MIB);
-  for (let i = 0; i < 16; i++) t.equal(rig.ask('v', 'write', i * 64 * KIB, 64 * KIB), 0);
-  const { epochs, position } = rig.host.group;
-  rig.stop();
-  rig.host.node.disk.unlink(segmentsOf(rig.host).at(-1)!);
-  t.equal(rig.tryStart(), undefined);
-  t.same([rig.host.group.epochs, rig.host.group.position], [epochs, position]);
-  rig.verify();
-  t.equal(rig.ask('v', 'write', 0, 5000), 0);
-  rig.host.crash('kill');
-  t.equal(rig.tryStart(), undefined);
-  rig.verify();
-  rig.stop();
-  rig.host.node.disk.unlink(`${JOURNAL}/end`);
-  t.equal(rig.tryStart(), undefined, 'nor is the note of its end');
-  rig.verify();
 });
 
 for (const seed of SEEDS) {
