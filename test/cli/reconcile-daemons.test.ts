@@ -89,6 +89,8 @@ t.test('what goes wrong on the other side ends with a sentence and an exit code,
   t.match(await run('echo Welcome to there'), { code: 1, stderr: /does not speak as lockstep reconcile does: it began with "Welcome to there"/ });
   t.match(await run('exit 7'), { code: 1, stderr: /ended before the work was done; it said nothing \(the command ended with exit code 7\)/ });
   t.match(await run('exec sleep 0'), { code: 1, stderr: /ended before the work was done/ });
+  const silent = await here.lockstep('reconcile', 'g/v', '--greeting-timeout', '1', '--with', 'exec sleep 600');
+  t.match(silent, { code: 1, stdout: '', stderr: /the other side has said nothing for 1 s\. The command must run "lockstep reconcile --serve/ });
   t.match(await run('cat'), { code: 2, stderr: /the command started another sender/ });
   t.match(await run(serve(there, 'g/x')), { code: 2, stderr: /the other side gave up: .* does not serve g\/x/ });
   await there.command('create', 'g/small', '1M');

@@ -7,8 +7,9 @@ import { DIGEST_BYTES, DigestSum, putRegionDigest } from '../../src/base/content
 import { BLOCK_BYTES, GIB, MIB, REGION_BYTES } from '../../src/base/units.js';
 import { Channel } from '../../src/cli/reconcile/channel.js';
 import type { RegionDevice } from '../../src/cli/reconcile/device.js';
-import { Type, encodeJson, encodeSubtree } from '../../src/cli/reconcile/messages.js';
+import { PROTOCOL_VERSION, Type, encodeJson, encodeSubtree } from '../../src/cli/reconcile/messages.js';
 import type { Result } from '../../src/cli/reconcile/messages.js';
+import type { Patience } from '../../src/cli/reconcile/patience.js';
 import { refuse } from '../../src/cli/reconcile/side.js';
 import { Sink } from '../../src/cli/reconcile/sink.js';
 import { Source } from '../../src/cli/reconcile/source.js';
@@ -291,10 +292,85 @@ async function against(device: RegionDevice, say: (channel: Channel) => void): P
   const down = pipeWith(undefined);
   const up = pipeWith(undefined);
   const other = new Channel(down.out, up.into);
-  other.start({ message: () => undefined, ended: () => undefined });
+  other.start({ heard: () => undefined, message: () => undefined, ended: () => undefined });
   say(other);
   return await new Source(device, new Channel(up.out, down.into), () => undefined).run().then(() => new Error('it succeeded'), (error: unknown) => error as Error);
 }
+
+/** A source (or sink) whose other side is the test; `silent` has to come, and nothing else. */
+function alone(side: 'source' | 'sink', sizeBytes: number, patience: Patience): { ended: Promise<Error>; say: (type: number, payload: Buffer) => void; raw: PassThrough; other: Channel; heard: number[] } {
+  const [down, up] = [pipeWith(undefined), pipeWith(undefined)];
+  const device = new MemoryDevice('from', sizeBytes);
+  device.put(0, Buffer.alloc(sizeBytes, 7));
+  const heard: number[] = [];
+  const other = new Channel(down.out, up.into);
+  other.start({ heard: () => undefined, message: (type) => void heard.push(type), ended: () => undefined });
+  const channel = new Channel(up.out, down.into);
+  const run = side === 'source' ? new Source(device, channel, () => undefined, patience).run() : new Sink(device, channel, patience).run();
+  const ended = (run as Promise<unknown>).then(() => new Error('it succeeded'), (error: unknown) => error as Error);
+  return { ended, say: (type, payload) => void other.send(type, payload), raw: up.into, other, heard };
+}
+
+const hello = (role: 'source' | 'sink', sizeBytes: number): Buffer => encodeJson({ protocol: PROTOCOL_VERSION, program: 'test', role, device: 'there', sizeBytes, regionBytes: REGION_BYTES, fanOut: 128, blockBytes: BLOCK_BYTES });
+
+t.test('another side that never greets ends the run with what to do, on both sides, and is told', async (t) => {
+  const patience = { greetingMs: 200, silenceMs: 3_600_000 };
+  for (const [side, words] of [['source', /has said nothing for 0\.2 s\. The command must run "lockstep reconcile --serve GROUP\/DEVICE" there: try it by hand.*--greeting-timeout/], ['sink', /has said nothing for 0\.2 s\. --serve is started by .* run it again/]] as const) {
+    const run = alone(side, MIB, patience);
+    const error = await run.ended;
+    t.match(error, { code: 'reconcile/silent' }, side);
+    t.match(error.message, words);
+    await turn();
+    t.strictSame(run.heard, [Type.HELLO, Type.FAILED]);
+  }
+  const prompt = alone('source', MIB, patience);
+  prompt.raw.write('pass: ');
+  t.match((await prompt.ended).message, /has not greeted, and said only "pass:", for 0\.2 s/);
+});
+
+t.test('silence while an answer is due ends the run; silence while none is due, and words in time, do not', async (t) => {
+  const patience = { greetingMs: 3_600_000, silenceMs: 200 };
+  const silent = { code: 'reconcile/silent', message: /has said nothing for 0\.2 s although an answer is due: .* --timeout/ };
+  // The source has told of its only subtree, and waits to hear that it is equal.
+  const source = alone('source', MIB, patience);
+  source.say(Type.HELLO, hello('sink', MIB));
+  t.match(await source.ended, silent);
+  t.strictSame(source.heard.slice(0, 2), [Type.HELLO, Type.SUBTREE]);
+  // The sink waits for the first subtree; and, told of it, for what it has asked for.
+  for (const told of [false, true]) {
+    const sink = alone('sink', MIB, patience);
+    sink.say(Type.HELLO, hello('source', MIB));
+    if (told) sink.say(Type.SUBTREE, encodeSubtree(0, Buffer.alloc(DIGEST_BYTES, 1)));
+    t.match(await sink.ended, silent);
+    t.equal(sink.heard.includes(Type.NODE_WANTED), told);
+  }
+  // A disk of this side that takes its time: nobody owes it anything then.
+  const patient = { ...patience, silenceMs: 1000 };
+  const slow = pair(MIB, SEED);
+  let beats = 0;
+  const reading = new Promise<void>((resolve) => {
+    const timer = setInterval(() => {
+      if (++beats < 16) return;
+      clearInterval(timer);
+      resolve();
+    }, patient.silenceMs / 8);
+  });
+  const { read } = slow.from;
+  slow.from.put(0, Buffer.alloc(REGION_BYTES, 3));
+  slow.from.read = async (offset, length) => {
+    await reading;
+    return read.call(slow.from, offset, length);
+  };
+  const [down, up] = [pipeWith(undefined), pipeWith(undefined)];
+  const work = [
+    new Source(slow.from, new Channel(up.out, down.into), () => undefined, patient).run(),
+    // What the source reads is what this one waits for: it has to have more patience.
+    new Sink(slow.to, new Channel(down.out, up.into), { ...patient, silenceMs: 3_600_000 }).run(),
+  ];
+  await Promise.all(work);
+  t.equal(beats, 16);
+  t.equal(slow.to.fingerprint(), slow.from.fingerprint());
+});
 
 t.test('another version, another role and messages that make no sense are told', async (t) => {
   const device = new MemoryDevice('from', MIB);

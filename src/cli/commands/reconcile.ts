@@ -11,12 +11,14 @@ import type { ChildProcess } from 'node:child_process';
 import type { Command } from 'commander';
 import { OperatorError, PeerError } from '../../base/errors.js';
 import { formatSize } from '../../base/units.js';
-import { deviceArgument } from '../context.js';
+import { deviceArgument, wholeNumber } from '../context.js';
 import type { Context } from '../context.js';
 import { serverAddress } from '../nbd-server.js';
 import type { Register } from '../register.js';
 import { Channel } from '../reconcile/channel.js';
 import { NbdDevice } from '../reconcile/device.js';
+import { DEFAULT_PATIENCE } from '../reconcile/patience.js';
+import type { Patience } from '../reconcile/patience.js';
 import { refuse } from '../reconcile/side.js';
 import { Sink } from '../reconcile/sink.js';
 import { Source } from '../reconcile/source.js';
@@ -26,6 +28,8 @@ interface ReconcileOptions {
   readonly with?: string;
   readonly serve?: boolean;
   readonly server?: string;
+  readonly greetingTimeout: string;
+  readonly timeout: string;
 }
 
 export interface ReconcileReply {
@@ -54,6 +58,8 @@ export function registerReconciliation(program: Command, register: Register): vo
     .option('--with <command>', 'shell command that runs the other side, such as \'ssh beta lockstep reconcile --serve main/web~try\'')
     .option('--serve', 'be the other side: speak over standard input and output, and write to the device')
     .option('--server <address>', 'unix:/PATH or tcp:HOST:PORT of the NBD server; default: as the daemon says')
+    .option('--greeting-timeout <seconds>', 'how long to wait for the first word of the other side', String(DEFAULT_PATIENCE.greetingMs / 1000))
+    .option('--timeout <seconds>', 'how long it may be silent later while an answer is due; it may have 1 GiB to read meanwhile', String(DEFAULT_PATIENCE.silenceMs / 1000))
     .addHelpText('after', '\nNothing else may write to either device meanwhile: compare snapshots. If it is cut off, run it again.')
     .action(register(reconcile));
 }
@@ -62,11 +68,12 @@ async function reconcile(context: Context, options: ReconcileOptions, name: stri
   const { group, device } = deviceArgument(name);
   const exportName = `${group}/${device}`;
   if ((options.with === undefined) === (options.serve !== true)) throw new OperatorError('usage', 'say either --with COMMAND, on the side that has the content, or --serve, on the side that is to become equal');
-  if (options.serve === true) return serve(context, options, exportName);
+  const patience = patienceOf(options);
+  if (options.serve === true) return serve(context, options, exportName, patience);
   const opened = await open(context, options, exportName, group, device);
   try {
     const command = Carrier.start(options.with!, (text) => context.streams.err(text));
-    const { report, channel } = await command.carry((channel) => send(context, opened, channel));
+    const { report, channel } = await command.carry((channel) => send(context, opened, channel, patience));
     print(context, exportName, opened, report, channel);
     await opened.close();
   } finally {
@@ -74,8 +81,12 @@ async function reconcile(context: Context, options: ReconcileOptions, name: stri
   }
 }
 
-async function send(context: Context, device: NbdDevice, channel: Channel): Promise<SourceReport> {
-  const source = new Source(device, channel, progressOf(context));
+function patienceOf({ greetingTimeout, timeout }: ReconcileOptions): Patience {
+  return { greetingMs: 1000 * wholeNumber(greetingTimeout, '--greeting-timeout', 1, 86_400), silenceMs: 1000 * wholeNumber(timeout, '--timeout', 1, 86_400) };
+}
+
+async function send(context: Context, device: NbdDevice, channel: Channel, patience: Patience): Promise<SourceReport> {
+  const source = new Source(device, channel, progressOf(context), patience);
   const interrupt = (): void => source.fail(new OperatorError('interrupted', 'interrupted; nothing is claimed about the other side. To go on, run the command again'));
   context.streams.interrupted.addEventListener('abort', interrupt, { once: true });
   try {
@@ -85,7 +96,7 @@ async function send(context: Context, device: NbdDevice, channel: Channel): Prom
   }
 }
 
-async function serve(context: Context, options: ReconcileOptions, exportName: string): Promise<void> {
+async function serve(context: Context, options: ReconcileOptions, exportName: string, patience: Patience): Promise<void> {
   const pipe = context.streams.terminal ? undefined : context.streams.takePipe?.();
   if (pipe === undefined) throw new OperatorError('usage', '--serve speaks with another lockstep over standard input and output; it is started by: lockstep reconcile GROUP/DEVICE --with COMMAND');
   const [group, device] = exportName.split('/');
@@ -98,7 +109,7 @@ async function serve(context: Context, options: ReconcileOptions, exportName: st
     throw error;
   }
   try {
-    await new Sink(opened, channel).run();
+    await new Sink(opened, channel, patience).run();
     await opened.close();
   } finally {
     opened.destroy();

@@ -30,6 +30,8 @@ const LAST_WORDS_MS = 2000;
 const EMPTY = Buffer.alloc(0);
 
 export interface ChannelHandler {
+  /** Bytes came in, perhaps not a whole message yet. */
+  heard(): void;
   /** One whole message; `payload` is the handler's to keep. What it throws ends the channel. */
   message(type: number, payload: Buffer): void;
   /** Nothing more will come. Called once. `error`: why, unless the other side just ended its stream. */
@@ -102,6 +104,11 @@ export class Channel {
     });
   }
 
+  /** What the other side began with, as far as it can be shown. */
+  get began(): string {
+    return readable(this.first);
+  }
+
   /** Sent, and still in this process. */
   get pendingBytes(): number {
     return this.output.writableLength;
@@ -110,6 +117,7 @@ export class Channel {
   private received(bytes: Buffer): void {
     if (this.over) return;
     this.receivedBytes += bytes.length;
+    this.handler?.heard();
     if (this.first.length < 64) this.first = Buffer.concat([this.first, bytes.subarray(0, 64)]);
     this.buffered = this.buffered.length === 0 ? bytes : Buffer.concat([this.buffered, bytes]);
     try {
@@ -141,7 +149,7 @@ export class Channel {
 
   private garbage(): PeerError {
     if (this.framesReceived > 0) return new PeerError('reconcile/garbage', `the stream of the other side is damaged in message ${this.framesReceived + 1}; run the command again`);
-    return new PeerError('reconcile/garbage', `the other side does not speak as lockstep reconcile does: it began with ${JSON.stringify(readable(this.first))}. The command must run "lockstep reconcile --serve GROUP/DEVICE" there, and print nothing else`);
+    return new PeerError('reconcile/garbage', `the other side does not speak as lockstep reconcile does: it began with ${JSON.stringify(this.began)}. The command must run "lockstep reconcile --serve GROUP/DEVICE" there, and print nothing else`);
   }
 
   private end(error: Error | undefined): void {

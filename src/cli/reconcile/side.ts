@@ -12,6 +12,8 @@ import { VERSION } from '../../base/version.js';
 import type { Channel } from './channel.js';
 import type { RegionDevice } from './device.js';
 import { Failed, Hello, HelloVersion, MAX_WORDS, PROTOCOL_VERSION, Type, broken, decodeJson, encodeJson } from './messages.js';
+import { Silence } from './patience.js';
+import type { Patience } from './patience.js';
 import { FAN_OUT } from './tree.js';
 
 interface Waiter {
@@ -32,9 +34,12 @@ export abstract class Side<Report> {
   private failure: Error | undefined;
   /** The other side's name of its device, once it has said hello. */
   protected peerDevice = '';
+  private readonly silence = new Silence(() => this.state === 'greeting' || this.answerDue());
 
-  constructor(private readonly role: 'source' | 'sink', protected readonly device: RegionDevice, protected readonly channel: Channel) {}
+  constructor(private readonly role: 'source' | 'sink', protected readonly device: RegionDevice, protected readonly channel: Channel, private readonly patience: Patience) {}
 
+  /** Whether the other side has to say something before this one can go on. */
+  protected abstract answerDue(): boolean;
   /** One message that is neither HELLO nor FAILED. Throws what ends the run. */
   protected abstract message(type: number, payload: Buffer): void;
   /** The whole run, after the greeting. */
@@ -45,7 +50,9 @@ export abstract class Side<Report> {
    * should be, or gave up), or the device's error; the other side is told. Neither device is closed.
    */
   async run(): Promise<Report> {
+    this.silence.count(this.patience.greetingMs, () => this.fail(this.noGreeting()));
     this.channel.start({
+      heard: () => this.silence.heard(),
       message: (type, payload) => this.received(type, payload),
       ended: (error) => this.fail(error ?? new PeerError('reconcile/ended', `the other side ended before the work was done${this.state === 'greeting' ? '; it said nothing' : ''}`)),
     });
@@ -62,6 +69,7 @@ export abstract class Side<Report> {
       this.fail(error as Error);
       throw this.failure ?? (error as Error);
     } finally {
+      this.silence.end();
       await this.channel.finish();
     }
   }
@@ -106,10 +114,24 @@ export abstract class Side<Report> {
       if (type !== Type.HELLO) throw broken('it does not greet');
       this.greet(payload);
       this.state = 'running';
+      this.silence.count(this.patience.silenceMs, () => this.fail(this.noAnswer()));
       this.changed();
     } else {
       this.message(type, payload);
     }
+  }
+
+  private noGreeting(): PeerError {
+    const { began } = this.channel;
+    const said = began === '' ? 'has said nothing' : `has not greeted, and said only ${JSON.stringify(began)},`;
+    const cause = this.role === 'source'
+      ? 'The command must run "lockstep reconcile --serve GROUP/DEVICE" there: try it by hand, and see to it that it asks for no password; if it only takes long, raise --greeting-timeout'
+      : '--serve is started by "lockstep reconcile GROUP/DEVICE --with COMMAND", which speaks first; see what became of it, and run it again';
+    return new PeerError('reconcile/silent', `the other side ${said} for ${this.patience.greetingMs / 1000} s. ${cause}`);
+  }
+
+  private noAnswer(): PeerError {
+    return new PeerError('reconcile/silent', `the other side has said nothing for ${this.patience.silenceMs / 1000} s although an answer is due: it is stopped, its disk hangs, or the connection to it is dead. See to it, then run the command again, which goes on from what is equal by then; if its disk is only slow, raise --timeout`);
   }
 
   private greet(payload: Buffer): void {

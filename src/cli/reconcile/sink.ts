@@ -20,6 +20,8 @@ import type { RegionData, Result } from './messages.js';
 import {
   MAX_NODES, MAX_REGIONS, MAX_SUBTREES, Type, broken, decodeEnd, decodeNode, decodeRegion, decodeSubtree, encodeJson, encodeNode, encodeRegionWanted, encodeSubtree,
 } from './messages.js';
+import { DEFAULT_PATIENCE } from './patience.js';
+import type { Patience } from './patience.js';
 import { Side } from './side.js';
 import type { Subtree } from './tree.js';
 import { FAN_OUT, blockDigests, partBytes, scanSubtree, subtreeCount } from './tree.js';
@@ -39,8 +41,15 @@ export class Sink extends Side<Result> {
   private readonly regionAnswers = new Map<number, (data: RegionData) => void>();
   private endDigest: string | undefined;
 
-  constructor(device: RegionDevice, channel: Channel) {
-    super('sink', device, channel);
+  constructor(device: RegionDevice, channel: Channel, patience: Patience = DEFAULT_PATIENCE) {
+    super('sink', device, channel, patience);
+  }
+
+  /** Not while the source waits for this side to be done with as many subtrees as it may tell of. */
+  protected answerDue(): boolean {
+    if (this.nodeAnswers.size > 0 || this.regionAnswers.size > 0) return true;
+    const total = subtreeCount(this.device.sizeBytes);
+    return this.told < total ? this.told - this.done < MAX_SUBTREES : this.done === total && this.endDigest === undefined;
   }
 
   protected async work(): Promise<Result> {

@@ -13,6 +13,8 @@ import { DeviceError } from './device.js';
 import {
   MAX_REGIONS, MAX_SUBTREES, Result, Type, broken, decodeJson, decodeNode, decodeRegionWanted, decodeSubtree, encodeNode, encodeRegion, encodeSubtree,
 } from './messages.js';
+import { DEFAULT_PATIENCE } from './patience.js';
+import type { Patience } from './patience.js';
 import { Side } from './side.js';
 import type { ScanCounts, Subtree } from './tree.js';
 import { BLOCK_DIGEST_BYTES, FAN_OUT, blockDigests, partBytes, scanSubtree, subtreeCount } from './tree.js';
@@ -49,8 +51,12 @@ export class Source extends Side<SourceReport> {
   private ended = false;
   private result: Result | undefined;
 
-  constructor(device: RegionDevice, channel: Channel, private readonly onProgress: (progress: Progress) => void) {
-    super('source', device, channel);
+  constructor(device: RegionDevice, channel: Channel, private readonly onProgress: (progress: Progress) => void, patience: Patience = DEFAULT_PATIENCE) {
+    super('source', device, channel, patience);
+  }
+
+  protected answerDue(): boolean {
+    return this.subtrees.size > 0 || (this.ended && this.result === undefined);
   }
 
   protected async work(): Promise<SourceReport> {
