@@ -355,7 +355,7 @@ function position(group: Group, answer: Answer): void {
   }
   let cancel: () => void = () => undefined;
   const once = endingOnce(answer, () => cancel());
-  cancel = group.whenDurable(here.lsn, (error) => (error === undefined ? once.done(reply) : once.failed(error)));
+  cancel = group.operations.whenDurable(here.lsn, (error) => (error === undefined ? once.done(reply) : once.failed(error)));
 }
 
 function stateOf(importer: Importer): ImportState {

@@ -48,5 +48,5 @@ export function drain(reactor: Reactor, group: Group, links: Links, limitUs: num
     else timer = reactor.after(POLL_US, poll);
   };
   // Only what is durable here is exported at all.
-  cancel = group.whenDurable(lsn, (error) => (error === undefined ? poll() : once.failed(error)));
+  cancel = group.operations.whenDurable(lsn, (error) => (error === undefined ? poll() : once.failed(error)));
 }

@@ -41,7 +41,7 @@ export function flush(reactor: Reactor, group: Group, upTo: 'durable' | 'destage
     reactor.again();
     timer = reactor.after(POLL_US, poll);
   };
-  cancel = group.whenDurable(content.journal.appendedLsn, (error) => {
+  cancel = group.operations.whenDurable(content.journal.appendedLsn, (error) => {
     if (error !== undefined) once.failed(error);
     else if (upTo === 'durable') once.done({ lsn, upTo });
     else poll();

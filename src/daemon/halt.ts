@@ -39,7 +39,7 @@ export function whileHalted(group: Group, links: Links, seconds: number, answer:
 
   function drain(): void {
     const lsn = group.journal.appendedLsn;
-    waits.push(group.whenDurable(lsn, (error) => {
+    waits.push(group.operations.whenDurable(lsn, (error) => {
       if (error !== undefined) {
         releasing.failed(error);
         return;

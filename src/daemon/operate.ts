@@ -15,7 +15,7 @@ import { planAdopt } from '../group/operations/adopt.js';
 import type { Group } from '../group/group.js';
 import { planClone, planCreate, planProtect, planRefresh, planRemove, planRename, planResize, planRestore, planSnapshot, planSync } from '../group/operations/judge.js';
 import type { Judged, Plan } from '../group/operations/judge.js';
-import type { Performed } from '../group/operations/perform.js';
+import type { Performed } from '../group/operations/performer.js';
 import { preload } from '../group/operations/preload.js';
 import { devicesOf } from '../group/tree/record.js';
 import type { Operation } from '../group/tree/record.js';
@@ -89,9 +89,9 @@ function carryOut(group: Group, links: Links, request: OperationRequest, answer:
   if (answer.caller.gone) throw notDone(group, request.op);
   const { operation, disconnect } = planFor(group, request);
   // A refusal must not cost anybody a connection.
-  group.checkMarkerRoom();
+  group.operations.checkRoom();
   for (const id of disconnect) group.exports.disconnectDevice(id, `an operator asked for "${request.op}" with --force`);
-  const performed = group.perform(operation);
+  const performed = group.operations.perform(operation);
   answerWhenDone(group, links, performed, devicesOf(operation), request, answer);
 }
 
@@ -115,7 +115,7 @@ function answerWhenDone(group: Group, links: Links, performed: Performed, change
     });
     return { lsn: performed.lsn, device: devices[0] ?? null, devices, dataThreadUs: performed.dataThreadUs, waited, notice };
   };
-  waits.push(group.whenDurable(performed.endLsn, (error) => {
+  waits.push(group.operations.whenDurable(performed.endLsn, (error) => {
     if (error !== undefined) once.failed(error);
     else if (request.wait === 'durable') once.done(reply('durable', null));
     else waits.push(links.whenApplied(group.name, performed.endLsn, request.waitSeconds * 1e6, (notice) => once.done(reply(notice === null ? 'applied' : 'durable', notice))));

@@ -11,7 +11,6 @@ import { CorruptionError, Errno, IoError, OperatorError } from '../base/errors.j
 import type { Log } from '../base/log.js';
 import { isLocalDevice } from '../base/units.js';
 import { toHex } from '../base/words.js';
-import { must } from '../io/file.js';
 import type { SpaceStat } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Journal, Position } from '../journal/journal.js';
@@ -24,11 +23,10 @@ import { Hooks } from './hooks.js';
 import { Ingest } from './requests/ingest.js';
 import { stateToStartFrom } from './content/leftovers.js';
 import { LocalService } from './localservice.js';
-import { appendOperation, overtaken, type Performed } from './operations/perform.js';
+import { Performer } from './operations/performer.js';
 import { Meter } from './operations/meter.js';
 import { journalDirectoryOf, openAsFound, placeOf, removeFormer, type PlaceOptions } from './content/place.js';
 import { readRequest } from './requests/reads.js';
-import { MAX_REASON, type EpochOperation, type Operation } from './tree/record.js';
 import { RequestKind, type RequestTable } from './requests/requests.js';
 import type { GroupRole, ReceiveResult, ReplicatedGroup } from './replica.js';
 import type { EpochEntry } from './tree/epochs.js';
@@ -38,7 +36,6 @@ import { SpaceAdmission } from './space.js';
 import { stallSentence } from './stall.js';
 import type { StateFile } from './content/statefile.js';
 import { Tree } from './tree/tree.js';
-import { DurableWaits, type Durable } from './waits.js';
 
 export interface GroupOptions extends Omit<ContentOptions, 'groupId'>, Omit<RolesOptions, keyof PlaceOptions> {
   /** Role when the group is opened for the first time. */
@@ -67,7 +64,8 @@ export class Group implements ReplicatedGroup {
   private readonly appendedHooks = new Hooks();
   private readonly durableHooks = new Hooks();
   private readonly roleHooks = new Hooks();
-  private readonly durableWaits = new DurableWaits();
+  /** Appends, executes and waits. */
+  readonly operations: Performer;
   private readonly removeHook: () => void;
   closed = false;
   readonly meter = new Meter();
@@ -82,9 +80,10 @@ export class Group implements ReplicatedGroup {
     this.roles = new Roles(reactor, options, {
       content: () => this.opened,
       changing: () => this.changing,
-      beginEpoch: (lossless, reason) => this.beginEpoch(lossless, reason),
+      beginEpoch: (lossless, reason) => this.operations.beginEpoch(lossless, reason),
       roleChanged: () => this.roleChanged(),
     }, log, state);
+    this.operations = new Performer(reactor, this, log);
     this.follower = new Follower(reactor, this, log);
     this.retention = new Retention(reactor, options.directory);
     this.exports = new Exports(this);
@@ -121,7 +120,7 @@ export class Group implements ReplicatedGroup {
     group.opening(false, () => {
       if (groupId !== null) {
         group.take(createContent(reactor, { ...options, groupId }, NO_EPOCH));
-        group.beginEpoch(true, 'the group was created');
+        group.operations.beginEpoch(true, 'the group was created');
       }
       // Last: without it a start after a crash creates the group anew, and nothing in it was ever served.
       group.roles.save({});
@@ -232,17 +231,17 @@ export class Group implements ReplicatedGroup {
 
   private tick(): void {
     if (this.opened === undefined || this.closed || this.changing || this.role === 'stopped') return;
-    this.guarded(() => this.work(this.content));
+    try {
+      this.work(this.content);
+    } catch (error) {
+      this.caught(error);
+    }
   }
 
-  /** Damage on this group's disk, or a failing disk, stops this group and no other. */
-  private guarded(work: () => void): void {
-    try {
-      work();
-    } catch (error) {
-      if (!(error instanceof CorruptionError) && !(error instanceof IoError)) throw error;
-      this.failed(error);
-    }
+  /** Damage on this group's disk, or a failing disk, stops this group and no other; anything else is a bug and goes on. */
+  private caught(error: unknown): void {
+    if (!(error instanceof CorruptionError) && !(error instanceof IoError)) throw error;
+    this.failed(error);
   }
 
   failed(error: CorruptionError | IoError): void {
@@ -288,30 +287,34 @@ export class Group implements ReplicatedGroup {
   private afterDurable(): void {
     const lsn = this.content.journal.durableLsn;
     this.ingest?.durable();
-    this.durableWaits.advance(lsn);
+    this.operations.durable(lsn);
     this.durableHooks.run();
   }
 
   // ---- requests -----------------------------------------------------------------------------------
 
   submit(slot: number): void {
+    try {
+      this.dispatch(slot);
+    } catch (error) {
+      this.caught(error);
+    }
+  }
+
+  private dispatch(slot: number): void {
     const { requests } = this;
     const kind = requests.kind[slot];
     if (isLocalDevice(requests.device[slot])) {
-      this.guarded(() => this.local!.submit(slot));
-      return;
-    }
-    if (kind === RequestKind.read || kind === RequestKind.cache) {
+      this.local!.submit(slot);
+    } else if (kind === RequestKind.read || kind === RequestKind.cache) {
       if (this.opened === undefined || !this.serving) requests.complete(slot, Errno.ESHUTDOWN);
-      else this.guarded(() => readRequest(this.content, requests, slot));
-      return;
-    }
-    if (this.role !== 'primary') {
+      else readRequest(this.content, requests, slot);
+    } else if (this.role !== 'primary') {
       // A FLUSH on a read-only node has nothing to wait for: none of its clients' writes are acknowledged here.
       requests.complete(slot, kind === RequestKind.flush && this.role === 'secondary' ? 0 : this.role === 'secondary' ? Errno.EPERM : Errno.ESHUTDOWN);
-      return;
+    } else {
+      this.ingest!.submit(slot);
     }
-    this.guarded(() => this.ingest!.submit(slot));
   }
 
   get writable(): boolean {
@@ -325,50 +328,8 @@ export class Group implements ReplicatedGroup {
 
   // ---- operations ---------------------------------------------------------------------------------
 
-  /**
-   * Appends and executes an operation whose preconditions hold. The caller has
-   * checked them in this same step; a contradiction now is a bug.
-   */
-  perform(operation: Operation): Performed {
-    const { reactor: { io }, content: { journal } } = this;
-    const begun = io.nowUs();
-    this.checkMarkerRoom();
-    for (const id of overtaken(operation, this.tree)) this.ingest!.cancel(id);
-    const at = appendOperation(io, this.content, operation, this.options.node, (error) => this.failed(error));
-    this.exports.update();
-    this.appended();
-    const endLsn = journal.appendedLsn;
-    journal.sync(endLsn);
-    const dataThreadUs = io.nowUs() - begun;
-    this.meter.took(at.lsn, dataThreadUs);
-    return { lsn: at.lsn, endLsn, dataThreadUs };
-  }
-
-  /** Appends what the tick has collected, then throws OperatorError when no operation can be appended now. */
-  checkMarkerRoom(): void {
-    this.ingest!.flushBatch();
-    if (this.role === 'stopped') throw new OperatorError('group/stopped', this.roleReason);
-    if (!this.journal.hasRoomForMarker) throw new OperatorError('journal/stalled', this.stallReason() ?? 'the journal is full; try again in a moment');
-  }
-
-  /** `done` is called when everything below `lsn` is durable here, or with why it never will be. Returns what takes that back. */
-  whenDurable(lsn: number, done: Durable): () => void {
-    if (this.role === 'stopped') done(new OperatorError('group/stopped', this.roleReason));
-    else if (this.journal.durableLsn >= lsn) done(undefined);
-    else return this.durableWaits.add(lsn, done, this.journal);
-    return () => undefined;
-  }
-
-  private beginEpoch(lossless: boolean, reason: string): void {
-    const operation: EpochOperation = {
-      op: 'epoch', number: (this.content.core.epoch?.number ?? 0) + 1, id: toHex(this.reactor.io.randomBytes(16)), node: this.options.node, lossless, reason: reason.slice(0, MAX_REASON),
-    };
-    // A journal that is full must not keep the group from starting: nothing could ever free it then.
-    if (!this.journal.hasRoomForMarker) this.journal.pool.createNow();
-    this.perform(operation);
-    this.log.info('begins a new epoch', { epoch: operation.number, id: operation.id, lossless, reason });
-    // Durable before anything is served in it; blocking, for nothing is served yet.
-    must(this.journal.syncNow(), 'make the epoch record durable in', this.options.directory);
+  get stoppedFor(): string | undefined {
+    return this.role === 'stopped' ? this.roleReason : undefined;
   }
 
   /** Why writers wait for the journal, or null when they do not. */
@@ -404,7 +365,7 @@ export class Group implements ReplicatedGroup {
       this.ingest?.stop(stopped ? Errno.EIO : Errno.ESHUTDOWN);
       this.local?.stop(stopped ? Errno.EIO : Errno.ESHUTDOWN, this.roleReason);
       if (stopped) this.opened?.stop();
-      this.durableWaits.failAll(new OperatorError(stopped ? 'group/stopped' : 'role/not-primary', this.roleReason));
+      this.operations.stop(new OperatorError(stopped ? 'group/stopped' : 'role/not-primary', this.roleReason));
     }
     this.exports.update();
     if (!this.serving) this.exports.disconnectAll(this.roleReason);
@@ -432,9 +393,12 @@ export class Group implements ReplicatedGroup {
   }
 
   receive(at: number, payloadAt: number): ReceiveResult {
-    let result: ReceiveResult = { kind: 'failed', reason: 'the group stopped' };
-    this.guarded(() => (result = this.follower.receive(at, payloadAt)));
-    return result;
+    try {
+      return this.follower.receive(at, payloadAt);
+    } catch (error) {
+      this.caught(error);
+      return { kind: 'failed', reason: 'the group stopped' };
+    }
   }
 
   setPrimaryDurable(lsn: number): void { this.follower.setPrimaryDurable(lsn); }

@@ -11,7 +11,7 @@ import { BLOCK, Machine, machine } from '../store/walkmachine.js';
 t.setTimeout(300_000);
 
 function perform(rig: Rig, operation: Operation): MeteredOperation {
-  const { lsn } = rig.group.perform(operation);
+  const { lsn } = rig.group.operations.perform(operation);
   return rig.group.meter.find(lsn)!;
 }
 

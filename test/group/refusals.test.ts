@@ -45,7 +45,7 @@ t.test('an epoch whose reason is too long for its marker begins with a shorter o
 /** Performs the operation without the judgement of operations/judge.ts. */
 function perform(rig: Rig, operation: Operation): void {
   rig.host.asked.judging = false;
-  rig.host.group.perform(operation);
+  rig.host.group.operations.perform(operation);
 }
 
 t.test('an operation that could not be read back is refused before anything of it is in the stream', async (t) => {

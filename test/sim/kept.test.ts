@@ -55,8 +55,7 @@ class Two {
 
   /** As a start of the primary does. */
   beginEpoch(): void {
-    const group = this.a.group as unknown as { beginEpoch(lossless: boolean, reason: string): void };
-    this.a.node.attempt(() => group.beginEpoch(true, 'a test'));
+    this.a.node.attempt(() => this.a.group.operations.beginEpoch(true, 'a test'));
     this.a.node.poke();
   }
 

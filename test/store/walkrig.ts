@@ -87,7 +87,7 @@ export class Rig {
   }
 
   private perform(operation: Operation): void {
-    this.group.perform(operation);
+    this.group.operations.perform(operation);
   }
 
   create(name: string, sizeBytes: number): void {
@@ -165,7 +165,7 @@ export class Rig {
   /** Everything so far is durable. */
   flush(): void {
     let done = false;
-    this.group.whenDurable(this.group.journal.appendedLsn, () => {
+    this.group.operations.whenDurable(this.group.journal.appendedLsn, () => {
       done = true;
     });
     this.until(() => done);

@@ -1,7 +1,7 @@
 /**
  * Puts an operation into the stream: marker with digest, append, execution, in
- * one step on the data thread (DESIGN §4). Must not know: roles, clients,
- * preconditions; the caller has checked them in the same step.
+ * one step on the data thread (DESIGN §4). Must not know: roles, clients, who
+ * waits (performer.ts), preconditions; the caller has checked them in the same step.
  */
 
 import { assert } from '../../base/assert.js';
@@ -13,15 +13,6 @@ import type { Operation } from '../tree/record.js';
 import { decodeMarker, encodeMarker } from '../tree/record.js';
 import type { Tree } from '../tree/tree.js';
 import type { At } from '../tree/change.js';
-
-/** What an operation did. */
-export interface Performed {
-  /** Of its marker. */
-  readonly lsn: number;
-  /** First LSN behind the marker: it is durable when `durableLsn` has reached this. */
-  readonly endLsn: number;
-  readonly dataThreadUs: number;
-}
 
 /**
  * Appends and executes; the batch under construction is empty. Throws IoError

@@ -1,6 +1,6 @@
 /** Operations that wait until the journal is durable up to an LSN. Owns the list; must not know the journal. */
 
-import type { OperatorError } from '../base/errors.js';
+import type { OperatorError } from '../../base/errors.js';
 
 /** Called once: with undefined when durable, or with why it never will be. */
 export type Durable = (error: OperatorError | undefined) => void;
@@ -14,10 +14,6 @@ export class DurableWaits {
     this.waits.push(wait);
     journal.sync(lsn);
     return () => void (this.waits = this.waits.filter((one) => one !== wait));
-  }
-
-  get count(): number {
-    return this.waits.length;
   }
 
   /** Everything below `lsn` is durable. */
