@@ -32,9 +32,9 @@ export class Replicated {
     return `--server tcp:${guestAddress()}:${node === 'primary' ? PORT : SECONDARY_PORT}`;
   }
 
-  /** Attaches g/NAME of a node, and returns when the guest's device has `bytes`. */
-  async attach(node: keyof Pair, name: string, device: string, bytes: number): Promise<void> {
-    await this.guest.succeed(lockstepInGuest(`attach g/${name} ${device} ${this.serverOption(node)} --timeout ${REQUEST_SECONDS} --dead-timeout ${DEAD_SECONDS}`));
+  /** Attaches g/NAME of a node, and returns when the guest's device has `bytes`. Its requests fail so long after its connection died. */
+  async attach(node: keyof Pair, name: string, device: string, bytes: number, requestSeconds = REQUEST_SECONDS, deadSeconds = DEAD_SECONDS): Promise<void> {
+    await this.guest.succeed(lockstepInGuest(`attach g/${name} ${device} ${this.serverOption(node)} --timeout ${requestSeconds} --dead-timeout ${deadSeconds}`));
     await waitSize(this.guest, device, bytes);
   }
 
