@@ -50,7 +50,7 @@ export async function restoreUnmounted(context: Context): Promise<void> {
   await eachMounted(changeAll);
 
   // Attached, though not mounted: the kernel would not notice.
-  expectEnd(await bench.lockstep('restore g/@before'), 2, /has 1 NBD client that would not notice that its content changes: unmount and disconnect it/, 'a restore while attached');
+  expectEnd(await bench.lockstep('restore g/@before'), 2, /has 1 NBD client that would not notice that its content changes: unmount and disconnect it \(lockstep detach, on that machine\)/, 'a restore while attached');
   for (const { device } of VOLUMES) await bench.detach(device);
   expectEnd(await bench.lockstep('restore g/@before --wait=applied'), 0, /restored web, db from g\/@before at LSN \d+; durable here, applied on every secondary/, 'the restore');
   await bench.expectSameOnBoth(VOLUMES.map(({ name }) => name));

@@ -32,7 +32,7 @@ export async function shrinksBelowAClient(context: Context): Promise<void> {
 
   // Nothing behind the new end: only the client is in the way.
   await guest.succeed(`dd if=/dev/urandom of=${DEVICE} bs=1M count=64 oflag=direct status=none`);
-  expectEnd(await shrink(), 2, /g\/vol has 1 NBD client that would not notice that its end is cut off: unmount and disconnect it/, 'attached');
+  expectEnd(await shrink(), 2, /g\/vol has 1 NBD client that would not notice that its end is cut off: unmount and disconnect it \(lockstep detach, on that machine\)/, 'attached');
   // Data behind it: refused, attached or not.
   await guest.succeed(`dd if=/dev/urandom of=${DEVICE} bs=1M count=4 seek=200 oflag=direct status=none`);
   expectEnd(await shrink(), 2, /g\/vol may hold data behind 128 MiB, which would be lost for good/, 'attached, with data');

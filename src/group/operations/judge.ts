@@ -83,7 +83,7 @@ function clientsToDisconnect(judged: Judged, devices: readonly Device[], what: s
     const clients = judged.exports.clientsOf(busy[0].id);
     const one = clients === 1;
     throw new OperatorError('device/busy',
-      `${spelled(judged, busy[0])} has ${clients} NBD client${one ? '' : 's'} that would not notice that ${what}: unmount and disconnect ${one ? 'it' : 'them'}, or use --force to have the connection${one ? '' : 's'} closed first`);
+      `${spelled(judged, busy[0])} has ${clients} NBD client${one ? '' : 's'} that would not notice that ${what}: unmount and disconnect ${one ? 'it' : 'them'} (lockstep detach, on that machine), or use --force to have the connection${one ? '' : 's'} closed first`);
   }
   return busy.map((device) => device.id);
 }
