@@ -2,8 +2,8 @@
  * Local devices as a group serves them: their requests, and the operations that
  * make, replace and remove them on this node (DESIGN §1).
  *
- * Owns: preconditions of these operations and their sentences, the order of
- * their steps, and when a device may be used. Must not know: HTTP, NBD.
+ * Owns: the order of the steps of an operation, and when a device may be used.
+ * Must not know: HTTP, NBD, what is refused (operations/localjudge.ts).
  *
  * Steps of `snapshot` of a group's device; a restore is the same with a target:
  *   1. the local journal is made, if there is none
@@ -26,7 +26,7 @@ import type { Content } from './content/content.js';
 import type { Exports, LocalView } from './requests/exports.js';
 import type { Follows, LocalRecord } from './local/record.js';
 import type { LocalDevice } from './local/tree.js';
-import { MAX_LOCAL_DEVICES } from './local/tree.js';
+import { LocalJudge } from './operations/localjudge.js';
 import { LocalWrites } from './requests/localwrites.js';
 import { readRequest } from './requests/reads.js';
 import { RequestKind } from './requests/requests.js';
@@ -82,6 +82,7 @@ export class LocalService {
   readonly writes: LocalWrites;
   /** That of the host when this was made: a host that has another one makes another service. */
   private readonly content: Content;
+  private readonly judge: LocalJudge;
   private waits: ReadyWait[] = [];
   /** Waiting for the local journal to settle up to an LSN. */
   private settling: { readonly lsn: number; done(): void }[] = [];
@@ -104,6 +105,7 @@ export class LocalService {
     local.log.onFailure = (error) => host.journalFailed(error);
     this.writes.onProblem = (error) => log.error(unwritable(error));
     this.content = content;
+    this.judge = new LocalJudge(host, content, this.blocked);
     for (const sentence of local.dropped) log.error(sentence);
     if (local.tree.count > 0) log.info('has local devices', { devices: local.tree.count, localLsn: local.log.position.lsn });
   }
@@ -170,16 +172,15 @@ export class LocalService {
 
   /** The local snapshot VOLUME~name of `source`, a device of the group or a local one. */
   snapshot(sourceName: string, name: string, waitUs: number, answer: LocalAnswer): void {
-    this.judged(answer, () => this.namedSource(sourceName, name));
+    this.judged(answer, () => this.judge.namedSource(sourceName, name));
     if (!this.pending.has(answer)) return;
     this.content.local.log.create((error) => this.guarded(answer, () => {
       if (error !== undefined) throw error;
       // Again: this may be another tick.
-      const { source, volume, spelled } = this.namedSource(sourceName, name);
+      const { source, volume, spelled } = this.judge.namedSource(sourceName, name);
       this.standingStill([source].filter(isLocalDevice), answer, () => {
-        const { tree } = this;
-        if (tree.find(spelled) !== undefined) throw this.exists(spelled);
-        this.perform(waitUs, answer, (follows, wallMs) => ({ op: 'snapshot', id: tree.nextId, source, name: spelled, volume, follows: isLocalDevice(source) ? null : follows, wallMs }));
+        this.judge.free(spelled);
+        this.perform(waitUs, answer, (follows, wallMs) => ({ op: 'snapshot', id: this.tree.nextId, source, name: spelled, volume, follows: isLocalDevice(source) ? null : follows, wallMs }));
       });
     }));
   }
@@ -187,15 +188,12 @@ export class LocalService {
   /** A local device becomes what another device of the same volume is; `sourceName` null: what it was taken of. */
   restore(targetName: string, sourceName: string | null, force: boolean, waitUs: number, answer: LocalAnswer): void {
     this.judged(answer, () => {
-      const target = this.existing(targetName);
-      if (target.sealedLsn !== 0) throw new OperatorError('local/sealed', `${this.spell(target.name)} is sealed; if its content is to change: lockstep seal --undo ${this.spell(target.name)}`);
-      if (!target.ready) throw new OperatorError('group/busy', `${this.spell(target.name)} cannot be used yet; try again in a moment`);
-      const source = this.sourceOf(target, sourceName);
+      const target = this.judge.existing(targetName);
+      this.judge.replaceable(target);
+      const source = this.judge.sourceOf(target, sourceName);
       this.takeFrom(target, force, 'is being restored');
       this.standingStill([target.id, source].filter(isLocalDevice), answer, () => {
-        if (this.content.store.find(source) === undefined) throw new OperatorError('device/not-found', `the source of ${this.spell(target.name)} was removed meanwhile`);
-        // Again: another restore of the source may have come first.
-        if (isLocalDevice(source)) this.settledContent(source);
+        this.judge.stillThere(source, target);
         this.perform(waitUs, answer, (follows, wallMs) => ({ op: 'assign', target: target.id, source, follows: isLocalDevice(source) ? null : follows, wallMs }));
       }, () => this.blocked.delete(target.id));
     });
@@ -203,7 +201,7 @@ export class LocalService {
 
   remove(name: string, force: boolean, answer: LocalAnswer): void {
     this.judged(answer, () => {
-      const device = this.existing(name);
+      const device = this.judge.existing(name);
       this.takeFrom(device, force, 'is being removed');
       this.standingStill([device.id], answer, () => this.perform(0, answer, () => ({ op: 'remove', device: device.id })), () => this.blocked.delete(device.id));
     });
@@ -215,11 +213,11 @@ export class LocalService {
    */
   seal(name: string, known: { readonly digest: string; readonly sealedLsn: number } | undefined, force: boolean, answer: LocalAnswer): void {
     this.judged(answer, () => {
-      const device = this.existing(name);
-      if (!device.ready) throw new OperatorError('group/busy', `${this.spell(name)} cannot be used yet; try again in a moment`);
+      const device = this.judge.existing(name);
+      this.judge.ready(device);
       if (known !== undefined) {
         if (device.digest === known.digest) return this.confirm(device, answer);
-        if (device.sealedLsn !== known.sealedLsn || device.digest !== '') throw new OperatorError('local/not-sealed', `${this.spell(name)} was unsealed meanwhile; seal it again: lockstep seal ${this.spell(name)}`);
+        this.judge.sealedAt(device, known.sealedLsn);
         return this.perform(0, answer, () => ({ op: 'seal', device: device.id, digest: known.digest }));
       }
       if (device.sealedLsn !== 0) return this.confirm(device, answer);
@@ -231,8 +229,8 @@ export class LocalService {
   /** A sealed device may be written to again. */
   unseal(name: string, answer: LocalAnswer): void {
     this.judged(answer, () => {
-      const device = this.existing(name);
-      if (device.sealedLsn === 0) throw new OperatorError('local/not-sealed', `${this.spell(name)} is not sealed`);
+      const device = this.judge.existing(name);
+      this.judge.sealed(device);
       this.perform(0, answer, () => ({ op: 'unseal', device: device.id }));
       this.host.exports.update();
     });
@@ -245,72 +243,13 @@ export class LocalService {
     });
   }
 
-  private spell(name: string): string {
-    return `${this.host.name}/${name}`;
-  }
-
-  private existing(name: string): LocalDevice {
-    const device = this.tree.find(name);
-    if (device === undefined) throw new OperatorError('device/not-found', `group ${this.host.name} has no local snapshot ${name} on this node; lockstep list shows what there is`);
-    if (this.blocked.has(device.id)) throw new OperatorError('group/busy', `another operation on ${this.spell(name)} is under way; try again in a moment`);
-    return device;
-  }
-
-  private exists(name: string): OperatorError {
-    return new OperatorError('device/exists', `${this.spell(name)} exists already on this node; choose another name or remove it first`);
-  }
-
-  private namedSource(sourceName: string, name: string): { source: number; volume: number; spelled: string } {
-    const { tree, host } = this;
-    const groups = this.content.core.tree;
-    const device = groups.find(sourceName);
-    const local = device === undefined ? tree.find(sourceName) : undefined;
-    if (device === undefined && local === undefined) {
-      throw new OperatorError('device/not-found', `group ${host.name} has no device ${sourceName}; lockstep list shows what there is`);
-    }
-    if (local !== undefined && (!local.ready || this.blocked.has(local.id))) throw new OperatorError('group/busy', `${this.spell(sourceName)} cannot be used yet; try again in a moment`);
-    const volume = device?.volume ?? local!.volume;
-    // A volume may be gone or renamed since the source was made: then its old name goes on.
-    const volumeName = device !== undefined ? groups.get(device.volume)?.name ?? device.name : local!.name.split('~')[0];
-    const spelled = `${volumeName}~${name}`;
-    if (tree.find(spelled) !== undefined) throw this.exists(spelled);
-    if (this.content.local.adoption.isReserved(spelled, host.stableLsn)) throw new OperatorError('group/busy', `${this.spell(spelled)} was adopted, and that can still be undone, for the primary has not confirmed that it is durable there; try again in a moment, or choose another name`);
-    if (tree.count >= MAX_LOCAL_DEVICES) throw new OperatorError('operation/too-large', `group ${host.name} has ${tree.count} local snapshots on this node, which is the limit; remove some of them first`);
-    return { source: device?.id ?? local!.id, volume, spelled };
-  }
-
-  private sourceOf(target: LocalDevice, sourceName: string | null): number {
-    const { tree, host } = this;
-    const groups = this.content.core.tree;
-    const found = sourceName === null ? groups.get(target.source) ?? tree.get(target.source) : groups.find(sourceName) ?? tree.find(sourceName);
-    if (found === undefined) {
-      throw new OperatorError('device/not-found', sourceName === null
-        ? `what ${this.spell(target.name)} was taken of was removed; name another source`
-        : `group ${host.name} has no device ${sourceName}; lockstep list shows what there is`);
-    }
-    if (found.id === target.id) throw new OperatorError('device/same', `${this.spell(target.name)} cannot be restored from itself`);
-    if (isLocalDevice(found.id)) this.settledContent(found.id);
-    if (found.volume !== target.volume) throw new OperatorError('device/unrelated', `${this.spell(sourceName ?? '')} does not belong to the volume that ${this.spell(target.name)} was taken of; a restore takes content from the same tree`);
-    return found.id;
-  }
-
-  /** Refuses a local source whose content can still be undone, or is being replaced: what is taken of it names no group position and would outlive it. */
-  private settledContent(source: number): void {
-    const device = this.tree.get(source);
-    if (device !== undefined && device.ready && !this.blocked.has(source)) return;
-    throw new OperatorError('group/busy', `${this.spell(device?.name ?? `#${source}`)} cannot be used yet; try again in a moment`);
-  }
-
   /** Refuses when clients have the device open, or disconnects them; from here on nobody may use it. */
   private takeFrom(device: LocalDevice, force: boolean, what: string): void {
     const { exports } = this.host;
-    const clients = exports.clientsOf(device.id);
-    if (clients > 0 && !force) {
-      throw new OperatorError('device/busy', `${this.spell(device.name)} has ${clients} NBD client${clients === 1 ? '' : 's'}: disconnect ${clients === 1 ? 'it' : 'them'}, or use --force to have the connection${clients === 1 ? '' : 's'} closed first`);
-    }
+    if (!force) this.judge.unused(device);
     this.blocked.add(device.id);
     exports.update();
-    exports.disconnectDevice(device.id, `${this.spell(device.name)} ${what}`);
+    exports.disconnectDevice(device.id, `${this.judge.spell(device.name)} ${what}`);
     this.writes.cancel(device.id);
   }
 
@@ -439,7 +378,7 @@ export class LocalService {
       const device = local.tree.get(wait.device);
       if (device !== undefined && !device.ready) {
         if (nowUs < wait.deadlineUs) continue;
-        wait.ended(`${this.spell(device.name)} is made, but cannot be used yet: the primary has not confirmed that LSN ${device.followsLsn}, which it follows, is durable there (it has confirmed LSN ${stableLsn}); it is exported as soon as that is so`);
+        wait.ended(`${this.judge.spell(device.name)} is made, but cannot be used yet: the primary has not confirmed that LSN ${device.followsLsn}, which it follows, is durable there (it has confirmed LSN ${stableLsn}); it is exported as soon as that is so`);
       } else {
         this.whenSettled(local.log.changedLsn, () => wait.ended(null));
       }
