@@ -40,7 +40,8 @@ export function capture(io: SimIo, hooks: CaptureHooks): void {
 
   const pwritev = io.pwritev.bind(io);
   io.pwritev = (fd, count, pos) => {
-    const found = isJournal(fd) ? decodeBatch(gather(io, insides.bytes, count)) : undefined;
+    // A process that has died between the batch and the note of its end may try again while it unwinds.
+    const found = isJournal(fd) && !io.dead ? decodeBatch(gather(io, insides.bytes, count)) : undefined;
     if (found !== undefined) hooks.begin(found);
     const result = pwritev(fd, count, pos);
     if (found !== undefined && result >= 0) hooks.appended();
