@@ -1,5 +1,6 @@
 /** How a request of the control port is answered, whoever carries it out. */
 
+import { IoError, OperatorError } from '../base/errors.js';
 import type { Caller } from '../base/caller.js';
 import { callerGone } from '../base/caller.js';
 import type { ControlReplies } from '../control/port.js';
@@ -36,4 +37,14 @@ export function endingOnce(answer: Answer, ended: (gone: boolean) => void): Answ
     failed: (error) => end(false, () => answer.failed(error)),
     caller: answer.caller,
   };
+}
+
+/** Runs `work`; what it throws goes to `answer`, unless it is a bug. */
+export function caught(answer: Pick<Answer, 'failed'>, work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    if (!(error instanceof OperatorError) && !(error instanceof IoError)) throw error;
+    answer.failed(error);
+  }
 }

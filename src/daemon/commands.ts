@@ -56,7 +56,7 @@ export class Commands {
   private dispatch(request: ControlRequest, answer: Answer): void {
     switch (request.op) {
       case 'status':
-        answer.done(nodeStatus(this.path, this.startedMs, this.carry));
+        answer.done(nodeStatus(this.path, this.startedMs, this.carry.imports));
         return;
       case 'devices': {
         const group = this.group(request.group);

@@ -11,8 +11,8 @@ import type { Group } from '../group/group.js';
 import type { LocalDevice } from '../group/local/tree.js';
 import { Meter } from '../group/operations/meter.js';
 import type { Device } from '../group/tree/device.js';
-import { cursorEntry } from './carry.js';
-import type { Carry } from './carry.js';
+import { cursorEntry } from './cursors.js';
+import type { Imports } from './carry-import.js';
 import type { BrokenGroup, DataPath } from './datapath.js';
 import { meteredSums } from './metering.js';
 
@@ -42,14 +42,14 @@ export function deviceEntries(group: Group): DeviceEntry[] {
   return [...[...group.tree.all()].map((device) => deviceEntry(group, device)), ...locals.map((device) => localEntry(group, device))];
 }
 
-export function nodeStatus(path: DataPath, startedMs: number, carry: Carry): NodeStatus {
+export function nodeStatus(path: DataPath, startedMs: number, imports: Imports): NodeStatus {
   return {
     node: path.config.node, version: VERSION, pid: process.pid, startedMs, dataDirectory: path.config.dataDirectory, listen: path.listening(),
-    groups: [...[...path.blocks.all()].map((group) => groupStatus(path, group, carry)), ...path.broken.map((broken) => brokenStatus(path, broken))],
+    groups: [...[...path.blocks.all()].map((group) => groupStatus(path, group, imports)), ...path.broken.map((broken) => brokenStatus(path, broken))],
   };
 }
 
-function groupStatus(path: DataPath, group: Group, carry: Carry): GroupStatus {
+function groupStatus(path: DataPath, group: Group, imports: Imports): GroupStatus {
   const links = path.links.status(group.name);
   const errors: string[] = [];
   const stalled = group.stallReason();
@@ -64,7 +64,7 @@ function groupStatus(path: DataPath, group: Group, carry: Carry): GroupStatus {
     operations: meteredSums(group.meter),
     links,
     cursors: group.hasContent ? group.retention.cursors.all().map((cursor) => cursorEntry(group, cursor.name)) : [],
-    import: carry.importing(group),
+    import: imports.importing(group),
     devices: deviceEntries(group),
     errors,
   };
