@@ -1,12 +1,13 @@
 /**
- * Local devices on disks that fail (local-faults.ts): a few seeds in `make test`,
- * LOCAL_FAULT_SEEDS of them from TEST_SEED on, or with `seeds.js --local-faults`.
+ * Local devices on disks that fail (local-faults.ts): a few seeds in `make test`, a seventh of LOCKSTEP_SIM_RUNS in `make
+ * test-sim`; LOCAL_FAULT_SEEDS of them from TEST_SEED on, or with `seeds.js --local-faults`.
  */
 import t from 'tap';
 import { LocalFaultRun } from './local-faults.js';
 
 const SEED = Number(process.env.TEST_SEED ?? 1);
-const SEEDS = Number(process.env.LOCAL_FAULT_SEEDS ?? 100);
+const RUNS = Number(process.env.LOCKSTEP_SIM_RUNS ?? 420);
+const SEEDS = Number(process.env.LOCAL_FAULT_SEEDS ?? Math.ceil(RUNS / 7));
 
 t.setTimeout(3_600_000);
 

@@ -1,11 +1,13 @@
 /**
  * Runs many seeds of the power-loss simulation and says what happened.
  *
- *   node dist/test/sim/seeds.js [--pairs | --carried] [--volatile] [--from SEED] [--seeds N] [--steps N] [--keep-going]
+ *   node dist/test/sim/seeds.js [--pairs | --carried | --local-faults] [--volatile] [--from SEED] [--seeds N] [--steps N] [--keep-going]
  *
  * A seed that fails is printed with all that is known; run it alone with
  * `--from SEED --seeds 1`.
  */
+import { LocalFaultRun } from './local-faults.js';
+import type { LocalFaultResult } from './local-faults.js';
 import { PairRun } from './pair.js';
 import type { PairResult } from './pair.js';
 import { PowerLossRun } from './powerloss.js';
@@ -20,6 +22,8 @@ let pairs = false;
 let inMemory = false;
 /** Pairs without links. */
 let carried = false;
+/** Local devices on two nodes whose disks fail below them. */
+let localFaults = false;
 for (let i = 2; i < process.argv.length; i++) {
   const word = process.argv[i];
   if (word === '--from') from = Number(process.argv[++i]);
@@ -29,6 +33,7 @@ for (let i = 2; i < process.argv.length; i++) {
   else if (word === '--pairs') pairs = true;
   else if (word === '--volatile') inMemory = true;
   else if (word === '--carried') pairs = carried = true;
+  else if (word === '--local-faults') localFaults = true;
   else throw new Error(`unknown option ${word}`);
 }
 
@@ -61,6 +66,14 @@ function ofPowerLoss(results: readonly RunResult[]): string {
     `answers ${[...answers].map(([errno, times]) => `${errno === 0 ? 'ok' : `errno ${errno}`}: ${times}`).join(', ')}`;
 }
 
+function ofLocalFaults(results: readonly LocalFaultResult[]): string {
+  const fired = new Map<string, number>();
+  for (const result of results) for (const [name, times] of result.fired) fired.set(name, (fired.get(name) ?? 0) + times);
+  return `${sum(results, (r) => r.crashes)} crashes, ${sum(results, (r) => r.stops)} groups stopped and ${sum(results, (r) => r.failedStarts)} starts failed by faults, ` +
+    `${sum(results, (r) => r.changes)} changes, ${sum(results, (r) => r.errors)} answered with errors, ${results.filter((r) => r.promoted).length} take-overs; ` +
+    [...fired].map(([name, times]) => `${name}: ${times}`).join(', ');
+}
+
 function ofPairs(results: readonly PairResult[]): string {
   return `${sum(results, (r) => r.starts)} starts, ${sum(results, (r) => r.crashes)} crashes, ${sum(results, (r) => r.steps)} steps, ${sum(results, (r) => r.operations)} operations (${sum(results, (r) => r.refusals)} refused), ` +
     `${sum(results, (r) => r.compared)} comparisons of both nodes, ${sum(results, (r) => r.cuts)} cuts on the way, ` +
@@ -71,7 +84,11 @@ function ofPairs(results: readonly PairResult[]): string {
 const started = process.cpuUsage();
 let failed: number[];
 let words: string;
-if (pairs) {
+if (localFaults) {
+  const ran = runAll((seed) => new LocalFaultRun(seed).run());
+  failed = ran.failed;
+  words = ofLocalFaults(ran.results);
+} else if (pairs) {
   const ran = runAll((seed) => new PairRun(seed, steps, inMemory, carried).run());
   failed = ran.failed;
   words = ofPairs(ran.results);

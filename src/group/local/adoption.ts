@@ -84,9 +84,9 @@ export class Adoption {
     this.reserved.push({ name: device.name, lsn: follows.lsn });
   }
 
-  /** Whether a local snapshot had this name until an adoption that can still be undone: then it would have it again. */
-  isReserved(name: string, stableLsn: number): boolean {
-    this.reserved = this.reserved.filter((one) => one.lsn > stableLsn);
+  /** Whether a local snapshot had this name until an adoption that can still be undone, above `finalLsn`: then it would have it again. */
+  isReserved(name: string, finalLsn: number): boolean {
+    this.reserved = this.reserved.filter((one) => one.lsn > finalLsn);
     return this.reserved.some((one) => one.name === name);
   }
 

@@ -61,7 +61,12 @@ export class LocalJudge {
     const volumeName = device !== undefined ? groups.get(device.volume)?.name ?? device.name : local!.name.split('~')[0];
     const spelled = `${volumeName}~${name}`;
     this.free(spelled);
-    if (this.content.local.adoption.isReserved(spelled, host.stableLsn)) throw new OperatorError('group/busy', `${this.spell(spelled)} was adopted, and that can still be undone, for the primary has not confirmed that it is durable there; try again in a moment, or choose another name`);
+    const { journal, appliedLsn, local: { adoption } } = this.content;
+    // Of a volatile journal `stable` is what was appended, and power loss takes it.
+    if (adoption.isReserved(spelled, Math.min(host.stableLsn, journal.durableLsn))) {
+      journal.sync(appliedLsn);
+      throw new OperatorError('group/busy', `${this.spell(spelled)} was adopted, and that can still be undone, for it is not durable yet here and on the primary; try again in a moment, or choose another name`);
+    }
     if (tree.count >= MAX_LOCAL_DEVICES) throw new OperatorError('operation/too-large', `group ${host.name} has ${tree.count} local snapshots on this node, which is the limit; remove some of them first`);
     return { source: device?.id ?? local!.id, volume, spelled };
   }
