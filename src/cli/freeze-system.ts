@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url';
 import { OperatorError } from '../base/errors.js';
 import { thawFileSystem } from '../io/fsfreeze.js';
 import type { Mount, MountPaths } from './mounts.js';
-import { MOUNT_PATHS, parseMounts } from './mounts.js';
+import { MOUNT_PATHS, mountIdOf, parseMounts } from './mounts.js';
 
 /** How a shell command ended. */
 export type CommandEnd =
@@ -51,6 +51,8 @@ export interface FreezeSystem {
   mayFreeze(): boolean;
   /** Opens the directory at a mount point, which keeps it from being unmounted; throws OperatorError. */
   open(point: string): number;
+  /** Id of the mount that an open directory lies on, in the table of `mounts`. */
+  mountId(fd: number): number | undefined;
   close(fd: number): void;
   /** As in io/fsfreeze.ts: for when a watchdog died. */
   thaw(fd: number): number;
@@ -83,6 +85,7 @@ export const REAL_FREEZE_SYSTEM: FreezeSystem = {
       throw new OperatorError('freeze/no-mount', `cannot open the mount point ${point}: ${(error as Error).message}`);
     }
   },
+  mountId: (fd) => mountIdOf(MOUNT_PATHS, 'self', fd),
   close: (fd) => closeSync(fd),
   thaw: (fd) => thawFileSystem(fd),
   watch: startWatchdog,

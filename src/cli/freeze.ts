@@ -12,8 +12,7 @@
  */
 
 import type { Command } from 'commander';
-import { realpathSync } from 'node:fs';
-import { Errno, OperatorError, errnoText } from '../base/errors.js';
+import { OperatorError } from '../base/errors.js';
 import { ControlClient } from '../control/client.js';
 import type { Waits } from '../control/client.js';
 import type { OperationReply } from '../control/schema/replies.js';
@@ -21,9 +20,10 @@ import { EXIT_FAILED, wholeNumber } from './context.js';
 import type { Context } from './context.js';
 import { REAL_FREEZE_SYSTEM } from './freeze-system.js';
 import type { CommandEnd, FreezeSystem } from './freeze-system.js';
+import { chooseMounts } from './freeze-choice.js';
+import type { ChosenMount } from './freeze-choice.js';
 import { FrozenMount, failed } from './frozen-mount.js';
-import type { Mount } from './mounts.js';
-import { directoriesOf, mountAt, writtenFileSystems } from './mounts.js';
+import { openedBy, writtenFileSystems } from './mounts.js';
 
 export interface FreezeOptions {
   readonly freeze?: readonly string[];
@@ -126,36 +126,32 @@ class Quiet {
     const { system, plan } = this;
     if (plan.mounts.length === 0) return;
     if (!system.mayFreeze()) throw new OperatorError('freeze/not-root', 'to freeze a file system needs root (CAP_SYS_ADMIN): run it with sudo, or leave --freeze out and quiesce the application with --exec-before');
-    const chosen = await this.chosenMounts(this.context.client);
+    const opened: ChosenMount[] = [];
     try {
-      for (const mount of chosen) this.frozen.push(FrozenMount.open(system, mount, plan.freezeSeconds));
+      chooseMounts(system, plan.mounts, opened);
+      await this.refuseOwn(this.context.client, opened);
+      for (let one = opened[0]; one !== undefined; one = opened[0]) {
+        this.frozen.push(FrozenMount.watch(system, one.mount, one.fd, plan.freezeSeconds));
+        opened.shift();
+      }
     } catch (error) {
+      for (const { fd } of opened) system.close(fd);
       await this.thaw();
       throw error;
     }
   }
 
-  private async chosenMounts(client: ControlClient): Promise<Mount[]> {
+  /** A daemon whose own file system is frozen would make no snapshot. */
+  private async refuseOwn(client: ControlClient, chosen: readonly ChosenMount[]): Promise<void> {
     const { system } = this;
-    const mounts = system.mounts();
-    const chosen: Mount[] = [];
-    for (const words of this.plan.mounts) {
-      const point = realPath(words);
-      const mount = mountAt(mounts, point);
-      if (mount === undefined) throw new OperatorError('freeze/no-mount', `nothing is mounted at ${words}: name the mount point as /proc/mounts has it (findmnt --target ${words} shows it)`);
-      const twice = chosen.find((one) => one.fileSystem === mount.fileSystem);
-      if (twice !== undefined) throw new OperatorError('freeze/twice', `${twice.point} and ${mount.point} are the same file system: name it once`);
-      chosen.push(mount);
-    }
     const { dataDirectory, pid, node } = await client.status();
-    const directories = directoriesOf(system.paths, pid, `${dataDirectory}/lock`);
-    const written = writtenFileSystems(mounts, [dataDirectory, ...directories], system.paths);
-    for (const mount of chosen) {
+    const opened = openedBy(system.paths, pid, `${dataDirectory}/lock`);
+    const written = writtenFileSystems(system.mounts(), [{ path: dataDirectory }, ...opened], system.paths);
+    for (const { mount } of chosen) {
       const needs = written.get(mount.fileSystem);
       if (needs === undefined) continue;
       throw new OperatorError('freeze/own', `${mount.point} holds what node ${node} writes (${needs}: its data, its journal or its log): frozen, the daemon would have to wait, and no snapshot would ever be made. Leave --freeze ${mount.point} out`);
     }
-    return chosen;
   }
 
   private async whileQuiet<R extends OperationReply>(operate: () => Promise<R>): Promise<R> {
@@ -221,16 +217,6 @@ function problemOf(end: CommandEnd): string | undefined {
     case 'timeout': return `was not done after ${end.seconds} s and was stopped`;
     case 'interrupted': return 'was interrupted';
     case 'unstartable': return `could not be started (${end.message})`;
-  }
-}
-
-function realPath(words: string): string {
-  try {
-    return realpathSync(words);
-  } catch (error) {
-    const { errno } = error as NodeJS.ErrnoException;
-    if (errno === undefined) throw error;
-    throw new OperatorError('freeze/no-mount', `--freeze ${words}: ${errnoText(-errno)}${-errno === Errno.ENOENT ? '' : '; name a mount point'}`);
   }
 }
 

@@ -38,9 +38,9 @@ export class FrozenMount {
 
   private constructor(private readonly system: FreezeSystem, private readonly mount: Mount, private readonly seconds: number, private readonly fd: number) {}
 
-  /** Opens the mount point and starts its watchdog, which thaws after `seconds`. Throws OperatorError. */
-  static open(system: FreezeSystem, mount: Mount, seconds: number): FrozenMount {
-    const one = new FrozenMount(system, mount, seconds, system.open(mount.point));
+  /** Starts the watchdog of a mount, which thaws after `seconds`. Takes over `fd`, the open mount point, once it returns. */
+  static watch(system: FreezeSystem, mount: Mount, fd: number, seconds: number): FrozenMount {
+    const one = new FrozenMount(system, mount, seconds, fd);
     one.watchdog = system.watch(one.fd, mount.point, seconds, { line: (line) => one.hear(line), ended: (how) => one.ended(how) });
     return one;
   }

@@ -11,13 +11,20 @@
  *   ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAG ...] - TYPE SOURCE SUPEROPTIONS
  *
  * MAJOR:MINOR names the file system itself: all mounts of one file system have
- * the same, also where stat(2) gives others (subvolumes of btrfs).
+ * the same, also where stat(2) gives others (subvolumes of btrfs). What a path
+ * leads to follows from PARENT alone: of two mounts at one point one is the
+ * other's parent and hidden by it, and so is what is mounted further down in the
+ * hidden one. The order of the lines says nothing (mount --move, --beneath).
  */
 
 import { readFileSync, readdirSync, readlinkSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 
 export interface Mount {
+  /** Of this mount, among those that are mounted now. */
+  readonly id: number;
+  /** Of the mount that it lies on; of the root it is in no table. */
+  readonly parent: number;
   /** Absolute, without links. */
   readonly point: string;
   /** "254:0"; the same for all mounts of one file system. */
@@ -37,13 +44,12 @@ export interface MountPaths {
 
 export const MOUNT_PATHS: MountPaths = { mountinfo: '/proc/self/mountinfo', proc: '/proc', sysDevBlock: '/sys/dev/block' };
 
-/** In the order of the table: of two mounts at one point the later one lies on top. */
 export function parseMounts(text: string): Mount[] {
   return text.split('\n').flatMap((line) => {
     const fields = line.split(' ');
     const dash = fields.indexOf('-', 6);
     if (dash < 0 || fields.length < dash + 3) return [];
-    return [{ fileSystem: fields[2], point: unescape(fields[4]), type: fields[dash + 1], source: unescape(fields[dash + 2]) }];
+    return [{ id: Number(fields[0]), parent: Number(fields[1]), fileSystem: fields[2], point: unescape(fields[4]), type: fields[dash + 1], source: unescape(fields[dash + 2]) }];
   });
 }
 
@@ -52,33 +58,50 @@ function unescape(words: string): string {
   return words.includes('\\') ? Buffer.from(words.replace(/[^\x20-\x7e]+/g, (part) => Buffer.from(part).toString('latin1')).replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(parseInt(octal, 8))), 'latin1').toString() : words;
 }
 
-/** The mount at exactly this point. */
-export function mountAt(mounts: readonly Mount[], point: string): Mount | undefined {
-  return mounts.findLast((mount) => mount.point === point);
+/** The mount that a path leads to; the path is absolute and without links. */
+export function mountOf(mounts: readonly Mount[], path: string): Mount | undefined {
+  const ids = new Set(mounts.map((mount) => mount.id));
+  const places = [path];
+  for (let at = path; at !== dirname(at); at = dirname(at)) places.unshift(dirname(at));
+  let found: Mount | undefined;
+  for (const point of places) {
+    // More steps than mounts: a table that was changed while it was read.
+    for (let steps = mounts.length; steps > 0; steps--) {
+      const upper = mounts.find((mount) => mount.point === point && mount.id !== found?.id && (found === undefined ? !ids.has(mount.parent) || mount.parent === mount.id : mount.parent === found.id));
+      if (upper === undefined) break;
+      found = upper;
+    }
+  }
+  return found;
 }
 
-/** The mount that a path lies on; the path is absolute and without links. */
-export function mountOf(mounts: readonly Mount[], path: string): Mount | undefined {
-  for (let at = path; ; at = dirname(at)) {
-    const found = mountAt(mounts, at);
-    if (found !== undefined || at === dirname(at)) return found;
-  }
+/** The mount that an open file of process `pid` lies on, whatever has been mounted over it since; undefined when that cannot be seen. */
+export function mountIdOf(where: MountPaths, pid: number | 'self', fd: number | string): number | undefined {
+  const found = /^mnt_id:\s*(\d+)$/m.exec(attempt(() => readFileSync(join(where.proc, String(pid), 'fdinfo', String(fd)), 'utf8')) ?? '');
+  return found === null ? undefined : Number(found[1]);
 }
 
 /** How deep stacks of block devices are followed: loop on dm on md ... */
 const MAX_DEPTH = 16;
 
+/** Something that a daemon writes to. */
+export interface Written {
+  readonly path: string;
+  /** Where it lies, as far as that is known from its being open; else its path says it. */
+  readonly mountId?: number | undefined;
+}
+
 /**
- * The file systems that have to take writes so that one of `paths` can be
+ * The file systems that have to take writes so that all of `written` can be
  * written: those that hold them, and those that hold the files of loop devices
  * below these. As MAJOR:MINOR → the path that needs it. A path that does not
  * exist (of another machine or container) needs none.
  */
-export function writtenFileSystems(mounts: readonly Mount[], paths: readonly string[], where: MountPaths): Map<string, string> {
+export function writtenFileSystems(mounts: readonly Mount[], written: readonly Written[], where: MountPaths): Map<string, string> {
   const found = new Map<string, string>();
-  const follow = (path: string, needs: string, depth: number): void => {
+  const follow = (path: string, needs: string, depth: number, mountId?: number): void => {
     const real = attempt(() => realpathSync(path));
-    const mount = real === undefined ? undefined : mountOf(mounts, real);
+    const mount = mounts.find((one) => one.id === mountId) ?? (real === undefined ? undefined : mountOf(mounts, real));
     if (mount === undefined || found.has(mount.fileSystem)) return;
     found.set(mount.fileSystem, needs);
     const device = attempt(() => realpathSync(join(where.sysDevBlock, mount.fileSystem)));
@@ -95,7 +118,7 @@ export function writtenFileSystems(mounts: readonly Mount[], paths: readonly str
     // a partition: the disk that it is part of
     if (attempt(() => readFileSync(join(device, 'partition'), 'utf8')) !== undefined) below(dirname(device), needs, depth + 1);
   };
-  for (const path of paths) follow(path, path, 0);
+  for (const { path, mountId } of written) follow(path, path, 0, mountId);
   return found;
 }
 
@@ -104,14 +127,20 @@ export function writtenFileSystems(mounts: readonly Mount[], paths: readonly str
  * none when there is no such process here, or it does not have `lockFile` open:
  * the daemon of another machine or container, where the number means another.
  */
-export function directoriesOf(where: MountPaths, pid: number, lockFile: string): string[] {
+export function openedBy(where: MountPaths, pid: number, lockFile: string): Written[] {
   const descriptors = join(where.proc, String(pid), 'fd');
-  const files = (attempt(() => readdirSync(descriptors)) ?? []).flatMap((fd) => {
-    const target = attempt(() => readlinkSync(join(descriptors, fd)));
-    return target?.startsWith('/') === true && !target.startsWith('/dev/') ? [target] : [];
-  });
   const lock = attempt(() => realpathSync(lockFile)) ?? lockFile;
-  return files.includes(lock) ? [...new Set(files.map((file) => dirname(file)))] : [];
+  const found = new Map<string, Written>();
+  let own = false;
+  for (const fd of attempt(() => readdirSync(descriptors)) ?? []) {
+    const target = attempt(() => readlinkSync(join(descriptors, fd)));
+    if (target?.startsWith('/') !== true || target.startsWith('/dev/')) continue;
+    // By name also when the directory is hidden by a mount of today.
+    own ||= target === lock || target === lockFile;
+    const one = { path: dirname(target), mountId: mountIdOf(where, pid, fd) };
+    found.set(`${one.path} ${one.mountId ?? ''}`, one);
+  }
+  return own ? [...found.values()] : [];
 }
 
 /** What is not there, or may not be seen, is nothing that has to be respected: the watchdog's time limit ends what could follow. */

@@ -4,13 +4,15 @@ import { join } from 'node:path';
 import { Errno } from '../../src/base/errors.js';
 import type { CommandEnd, FreezeSystem, WatchdogEvents, WatchdogProcess, Word } from '../../src/cli/freeze-system.js';
 import type { Mount, MountPaths } from '../../src/cli/mounts.js';
+import { mountOf } from '../../src/cli/mounts.js';
 import { FreezeWatchdog } from '../../src/cli/watchdog.js';
 
 /** Mounts, watchdogs and commands of a machine that does not exist; `steps` is what happened, in order. */
 export class FakeMachine implements FreezeSystem {
   readonly steps: string[] = [];
   readonly frozen = new Set<string>();
-  readonly table: Mount[] = [];
+  readonly table: Mount[] = [{ id: 20, parent: 1, point: '/', fileSystem: '254:0', type: 'ext4', source: '/dev/vda' }];
+  private lastId = 20;
   readonly dogs: FakeDog[] = [];
   readonly paths: MountPaths;
   /** errno of a call on a mount point: "sync /a", "freeze /a", "thaw /a". */
@@ -32,7 +34,7 @@ export class FakeMachine implements FreezeSystem {
   mount(name: string, fileSystem: string, type = 'ext4'): string {
     const point = join(this.root, name);
     mkdirSync(point, { recursive: true });
-    this.table.push({ point, fileSystem, type, source: `/dev/${name}` });
+    this.table.push({ id: ++this.lastId, parent: mountOf(this.table, point)?.id ?? 1, point, fileSystem, type, source: `/dev/${name}` });
     return point;
   }
 
@@ -46,6 +48,10 @@ export class FakeMachine implements FreezeSystem {
     const fd = openSync(point, 'r');
     this.points.set(fd, point);
     return fd;
+  }
+  /** As the kernel: of the mount that the path leads to at the moment of the opening. */
+  mountId(fd: number): number | undefined {
+    return mountOf(this.table, this.points.get(fd) ?? '')?.id;
   }
   close(fd: number): void {
     this.points.delete(fd);

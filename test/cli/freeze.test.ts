@@ -6,7 +6,7 @@ import type { Test } from 'tap';
 import { Errno, OperatorError } from '../../src/base/errors.js';
 import type { CommandEnd } from '../../src/cli/freeze-system.js';
 import { REAL_FREEZE_SYSTEM } from '../../src/cli/freeze-system.js';
-import { mountOf, directoriesOf, parseMounts, writtenFileSystems } from '../../src/cli/mounts.js';
+import { mountOf, openedBy, parseMounts, writtenFileSystems } from '../../src/cli/mounts.js';
 import type { Mount } from '../../src/cli/mounts.js';
 import { FreezeWatchdog } from '../../src/cli/watchdog.js';
 import type { FakePort } from '../control/fake-port.js';
@@ -92,6 +92,11 @@ t.test('what cannot be done is refused before anything is', async (t) => {
   const { machine, a, port, snapshot } = await bench(t);
   const bind = machine.mount('bind', '8:1');
   mkdirSync(join(machine.root, 'plain'));
+  machine.mount('outer', '8:10');
+  const inner = machine.mount('outer/inner', '8:11');
+  machine.mount('outer', '0:50', 'tmpfs');
+  machine.mount('stacked', '8:12');
+  const stacked = machine.mount('stacked', '8:13', 'xfs');
   const own = machine.mount('own', '8:3');
   mkdirSync(join(own, 'data'));
   mkdirSync(join(machine.root, 'proc', '4711', 'fd'), { recursive: true });
@@ -105,6 +110,8 @@ t.test('what cannot be done is refused before anything is', async (t) => {
     ['no time for commands', ['--exec-before', 'x', '--exec-timeout', 'ten'], /--exec-timeout must be a whole number/],
     ['no mount point', ['--freeze', join(machine.root, 'plain')], /nothing is mounted at .*plain: name the mount point/],
     ['nothing there', ['--freeze', join(machine.root, 'none')], /none: no such file or directory/],
+    ['a mount that a later one hides', ['--freeze', inner], /ext4 on \/dev\/outer\/inner is mounted at .*\/outer\/inner, but hidden: tmpfs on \/dev\/outer was mounted over .*\/outer later/],
+    ['two at one point', ['--freeze', stacked], /two file systems are mounted at .*\/stacked: xfs on .* on top, .* and ext4 on \/dev\/stacked hidden below it.*mount --bind .*\/stacked \/SOMEWHERE/],
     ['twice', ['--freeze', a, '--freeze', bind], /\/a and .*\/bind are the same file system: name it once/],
     ['the data directory', ['--freeze', a, '--freeze', own], /\/own holds what node alpha writes \(.*\/own\/data: .*Leave --freeze .*\/own out/],
     ['the log', ['--freeze', logs], /\/logs holds what node alpha writes \(.*\/logs: .*frozen, the daemon would have to wait/],
@@ -114,6 +121,36 @@ t.test('what cannot be done is refused before anything is', async (t) => {
   t.match(await snapshot('--freeze', a, ...BOTH), { code: 2, err: /needs root \(CAP_SYS_ADMIN\): run it with sudo, or leave --freeze out/ });
   t.strictSame(machine.steps, []);
   t.equal(machine.openDescriptors, 0);
+});
+
+t.test('a mount on its automount point, on another mount of itself, or with hidden ones beside it is what it seems', async (t) => {
+  const { machine, snapshot } = await bench(t);
+  machine.mount('auto', '0:60', 'autofs');
+  const auto = machine.mount('auto', '8:20');
+  machine.mount('again', '8:21');
+  const again = machine.mount('again', '8:21');
+  machine.mount('outer', '8:10');
+  machine.mount('outer/inner', '8:11');
+  machine.mount('outer', '8:10');
+  const inner = machine.mount('outer/inner', '8:12', 'xfs');
+  t.match(await snapshot('--freeze', auto, '--freeze', again, '--freeze', inner), { code: 0 });
+  t.strictSame(machine.steps.filter((step) => step.startsWith('freeze')), ['freeze /auto', 'freeze /again', 'freeze /outer/inner']);
+  t.equal(machine.openDescriptors, 0);
+});
+
+t.test('what the daemon has open is on the mount that it was opened on, also when another one hides it', async (t) => {
+  const { machine, port, snapshot } = await bench(t);
+  machine.mount('data', '8:30');
+  const lower = machine.table.at(-1)!;
+  const elsewhere = machine.mount('elsewhere', '8:30');
+  const upper = machine.mount('data', '0:70', 'tmpfs');
+  const process_ = join(machine.root, 'proc', '4711');
+  for (const name of ['fd', 'fdinfo']) mkdirSync(join(process_, name), { recursive: true });
+  symlinkSync(join(upper, 'lock'), join(process_, 'fd', '17'));
+  writeFileSync(join(process_, 'fdinfo', '17'), `pos:\t0\nflags:\t02100002\nmnt_id:\t${lower.id}\nino:\t12\n`);
+  port.answers.status = () => nodeStatus({ dataDirectory: upper });
+  t.match(await snapshot('--freeze', elsewhere), { code: 2, err: /\/elsewhere holds what node alpha writes \(.*\/data: its data/ });
+  t.strictSame(machine.steps, []);
 });
 
 t.test('without a daemon nothing is frozen and no command is run', async (t) => {
@@ -359,16 +396,24 @@ t.test('commands are run by sh with what they are told, and are stopped with all
 
 // ---- mounts -------------------------------------------------------------------------------------------
 
-t.test('the table of mounts is read with its escapes, and the uppermost mount counts', async (t) => {
+t.test('the table of mounts is read with its escapes, and what a path leads to follows from what lies on what', async (t) => {
   const mounts = parseMounts([
     '22 1 254:0 / / rw,relatime shared:1 master:2 - ext4 /dev/vda rw',
     '23 22 8:1 /sub /a\\040b\\011c rw - xfs /dev/my\\040disk rw',
     '24 22 0:5 / /\\303\\244 rw - tmpfs tmpfs rw',
     '25 22 8:2 / /a rw - ext4 /dev/sdb rw',
     '26 25 8:3 / /a rw - ext4 /dev/sdc rw',
+    // below the hidden one; moved onto the upper one (mount --move), hence older than what it lies on; inside of that
+    '27 25 8:4 / /a/x rw - ext4 /dev/sdd rw',
+    '21 22 8:5 / /m rw - ext4 /dev/sde rw',
+    '20 21 8:6 / /m/y rw - ext4 /dev/sdf rw',
+    '19 21 8:7 / /m rw - ext4 /dev/sdg rw',
+    '18 19 8:8 / /m/z rw - ext4 /dev/sdh rw',
     'garbage', '',
   ].join('\n'));
-  t.strictSame(mounts.map((one) => one.point), ['/', '/a b\tc', '/ä', '/a', '/a']);
+  t.strictSame(mounts.map((one) => one.point), ['/', '/a b\tc', '/ä', '/a', '/a', '/a/x', '/m', '/m/y', '/m', '/m/z']);
+  t.strictSame(['/a/x', '/m', '/m/y/file', '/m/z/file'].map((path) => mountOf(mounts, path)?.fileSystem), ['8:3', '8:7', '8:7', '8:8']);
+  t.match(mountOf([{ ...mounts[3], id: 1, parent: 2 }, { ...mounts[3], id: 2, parent: 1 }], '/a'), undefined, 'a table that makes no sense is no endless loop');
   t.match(mounts[1], { fileSystem: '8:1', type: 'xfs', source: '/dev/my disk' });
   t.strictSame(['/a/x/y', '/ab', '/a b\tc/d', '/'].map((path) => mountOf(mounts, path)?.fileSystem), ['8:3', '254:0', '8:1', '254:0']);
 });
@@ -384,14 +429,14 @@ t.test('a loop file makes the file system below it one that is written', async (
   symlinkSync('../../loop0/loop0p1', join(root, 'sys', 'block', 'dm-0', 'slaves', 'loop0p1'));
   writeFileSync(join(root, 'sys', 'block', 'loop0', 'loop0p1', 'partition'), '1\n');
   writeFileSync(join(root, 'sys', 'block', 'loop0', 'loop', 'backing_file'), `${join(root, 'below', 'image')}\n`);
-  const mounts: Mount[] = [['', '1:1'], ['data', '253:0'], ['below', '8:7']].map(([name, fileSystem]) => ({ point: name === '' ? '/' : join(root, name), fileSystem, type: 'ext4', source: '' }));
+  const mounts: Mount[] = [['', '1:1'], ['data', '253:0'], ['below', '8:7']].map(([name, fileSystem], i) => ({ id: 30 + i, parent: i === 0 ? 1 : 30, point: name === '' ? '/' : join(root, name), fileSystem, type: 'ext4', source: '' }));
   const data = join(root, 'data');
-  t.strictSame([...writtenFileSystems(mounts, [data, join(root, 'gone')], paths)], [['253:0', data], ['8:7', data]]);
+  t.strictSame([...writtenFileSystems(mounts, [{ path: data }, { path: join(root, 'gone') }], paths)], [['253:0', data], ['8:7', data]]);
   symlinkSync('pipe:[1]', join(root, 'proc', '7', 'fd', '1'));
   symlinkSync(join(root, 'below', 'rotated (deleted)'), join(root, 'proc', '7', 'fd', '2'));
   symlinkSync('/dev/null', join(root, 'proc', '7', 'fd', '0'));
-  t.strictSame(directoriesOf(paths, 7, join(data, 'lock')), [], 'another process with that number');
+  t.strictSame(openedBy(paths, 7, join(data, 'lock')), [], 'another process with that number');
   symlinkSync(join(data, 'lock'), join(root, 'proc', '7', 'fd', '17'));
-  t.strictSame(directoriesOf(paths, 7, join(data, 'lock')).sort(), [join(root, 'below'), data].sort());
-  t.strictSame(directoriesOf(paths, 8, join(data, 'lock')), []);
+  t.strictSame(openedBy(paths, 7, join(data, 'lock')).map((one) => one.path).sort(), [join(root, 'below'), data].sort());
+  t.strictSame(openedBy(paths, 8, join(data, 'lock')), []);
 });
