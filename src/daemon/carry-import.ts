@@ -11,7 +11,7 @@ import type { ImportStateRequest } from '../control/carry.js';
 import type { ImportState } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import type { Reactor } from '../io/reactor.js';
-import type { Position } from '../journal/journal.js';
+import type { Position } from '../journal/position.js';
 import { Importer } from '../replication/importer.js';
 import type { Answer } from './answer.js';
 import { caught, endingOnce } from './answer.js';

@@ -8,7 +8,7 @@
 import { IoError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
-import type { Position } from '../journal/journal.js';
+import type { Position } from '../journal/position.js';
 import type { Content } from './content/content.js';
 import { journalDirectoryOf } from './content/place.js';
 import type { GroupRole } from './replica.js';

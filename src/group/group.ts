@@ -13,7 +13,8 @@ import { isLocalDevice } from '../base/units.js';
 import { toHex } from '../base/words.js';
 import type { SpaceStat } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
-import type { Journal, Position } from '../journal/journal.js';
+import type { Journal } from '../journal/journal.js';
+import { ORIGIN, type Position } from '../journal/position.js';
 import type { Content, ContentOptions } from './content/content.js';
 import { createContent, openContent } from './content/opening.js';
 import { endContent } from './ending.js';
@@ -29,7 +30,7 @@ import { journalDirectoryOf, openAsFound, placeOf, removeFormer, type PlaceOptio
 import { readRequest } from './requests/reads.js';
 import { RequestKind, type RequestTable } from './requests/requests.js';
 import type { GroupRole, ReceiveResult, ReplicatedGroup } from './replica.js';
-import type { EpochEntry } from './tree/epochs.js';
+import { NO_EPOCH, type EpochEntry } from './tree/epochs.js';
 import { Retention } from './retention.js';
 import { Roles, type RolesOptions } from './roles.js';
 import { SpaceAdmission } from './space.js';
@@ -46,8 +47,6 @@ export interface GroupOptions extends Omit<ContentOptions, 'groupId'>, Omit<Role
 }
 
 const POLL_INTERVAL_US = 50_000;
-const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
-const NO_EPOCH = { number: 0, id: '0'.repeat(32) };
 
 export class Group implements ReplicatedGroup {
   readonly exports: Exports;
@@ -206,11 +205,11 @@ export class Group implements ReplicatedGroup {
   }
 
   get position(): Position {
-    return this.opened?.journal.position ?? ZERO;
+    return this.opened?.journal.position ?? ORIGIN;
   }
 
   get appliedPosition(): Position {
-    return this.opened?.appliedPosition ?? ZERO;
+    return this.opened?.appliedPosition ?? ORIGIN;
   }
 
   get appliedLsn(): number { return this.opened?.appliedLsn ?? 0; }

@@ -4,7 +4,8 @@
  * nothing else of them.
  */
 
-import type { Journal, Position } from '../journal/journal.js';
+import type { Journal } from '../journal/journal.js';
+import type { Position } from '../journal/position.js';
 import type { WireMeter } from './operations/meter.js';
 import type { EpochEntry } from './tree/epochs.js';
 

@@ -10,7 +10,7 @@ import { unreachable } from '../base/assert.js';
 import { IoError, OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
-import type { Position } from '../journal/journal.js';
+import type { Position } from '../journal/position.js';
 import type { Content } from './content/content.js';
 import type { JournalExtent } from './content/opening.js';
 import { placeOf } from './content/place.js';

@@ -7,7 +7,8 @@ import { IoError } from '../base/errors.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import { batch, checkBatchShape, MAX_HEADER_BYTES, usedHeaderBytes } from './format.js';
-import type { Journal, Position } from './journal.js';
+import type { Journal } from './journal.js';
+import type { Position } from './position.js';
 import type { Memory } from './verify.js';
 
 /** A batch boundary. */

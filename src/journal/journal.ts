@@ -31,14 +31,8 @@ import {
 import { EndNote } from './endnote.js';
 import { GroupCommit } from './groupcommit.js';
 import type { Committed } from './groupcommit.js';
+import type { Position } from './position.js';
 import { SegmentPool } from './segments.js';
-
-/** A place in one history: equal positions, equal logs. */
-export interface Position {
-  readonly lsn: number;
-  readonly chainHi: number;
-  readonly chainLo: number;
-}
 
 export interface JournalOptions {
   readonly directory: string;

@@ -8,7 +8,7 @@ import type { Arena } from '../io/arena.js';
 import type { Io } from '../io/io.js';
 import { alignUp, BLOCK_BYTES } from '../base/units.js';
 import { batch, checkBatchShape, checkEntries, entry, RecordKind, usedHeaderBytes } from './format.js';
-import type { Position } from './journal.js';
+import type { Position } from './position.js';
 
 export interface Memory {
   readonly io: Io;

@@ -22,7 +22,7 @@
 
 import type { GroupRole } from '../group/replica.js';
 import type { EpochEntry } from '../group/tree/epochs.js';
-import type { Position } from '../journal/journal.js';
+import type { Position } from '../journal/position.js';
 
 /** One node's side of the comparison. */
 export interface NodeView {

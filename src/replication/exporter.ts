@@ -15,7 +15,7 @@ import type { ReplicatedGroup } from '../group/replica.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import { batch, checkBatchShape, usedHeaderBytes } from '../journal/format.js';
-import type { Position } from '../journal/journal.js';
+import type { Position } from '../journal/position.js';
 import type { Segment } from '../journal/segments.js';
 import { positionAfter, wirePayloadBytes } from '../journal/verify.js';
 import { encodePreface, putStreamHeader, STREAM_HEADER_BYTES, StreamType } from './carry-format.js';

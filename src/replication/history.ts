@@ -9,7 +9,7 @@ import type { ReplicatedGroup } from '../group/replica.js';
 import { boundaryIn } from '../journal/boundary.js';
 import type { Boundary } from '../journal/boundary.js';
 import { MAX_HEADER_BYTES } from '../journal/format.js';
-import type { Position } from '../journal/journal.js';
+import type { Position } from '../journal/position.js';
 import type { Reactor } from '../io/reactor.js';
 import type { NodeView } from './decide.js';
 import type { Message } from './message.js';

@@ -22,7 +22,7 @@ import type { ReplicatedGroup } from '../group/replica.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
 import { batch, entry, RecordKind, usedHeaderBytes } from '../journal/format.js';
-import type { Position } from '../journal/journal.js';
+import { ORIGIN, type Position } from '../journal/position.js';
 import { positionAfter, verifyHeader, verifyPayloads, wirePayloadBytes } from '../journal/verify.js';
 import { decodePreface, StreamReader, StreamType } from './carry-format.js';
 import type { Preface, StreamFrame } from './carry-format.js';
@@ -72,7 +72,7 @@ const NEEDS_REBUILD = 'this node has to be built anew from the exporting one (RE
 export class Importer {
   private state: State = { kind: 'preface' };
   /** Where the next batch of the stream continues. */
-  private at: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
+  private at: Position = ORIGIN;
   private readonly reader = new StreamReader();
   private readonly out = new Uint32Array(2);
   private readonly epochBytes = new Uint8Array(16);

@@ -34,7 +34,7 @@ import { LOCAL_STAMPS } from '../base/units.js';
 import { CorruptionError, Errno, IoError } from '../base/errors.js';
 import { JobOp, JobTable, O, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
-import type { Position } from '../journal/journal.js';
+import type { Position } from '../journal/position.js';
 import { FIRST_NODE_POSITION, MapFile } from './mapfile.js';
 import type { MapRoot } from './map/map.js';
 import { MapWriter } from './map/writer.js';

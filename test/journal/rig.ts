@@ -9,7 +9,7 @@ import { Arena } from '../../src/io/arena.js';
 import { Reactor } from '../../src/io/reactor.js';
 import { batch, BATCH_HEADER_BYTES, ENTRY_BYTES, SEGMENT_HEADER_BYTES } from '../../src/journal/format.js';
 import { Journal } from '../../src/journal/journal.js';
-import type { Position } from '../../src/journal/journal.js';
+import type { Position } from '../../src/journal/position.js';
 import { recoverJournal } from '../../src/journal/recover.js';
 import type { RecoverResult } from '../../src/journal/recover.js';
 import type { CrashKind, SimNode } from '../sim/world.js';

@@ -2,7 +2,7 @@
 import t from 'tap';
 import type { GroupRole } from '../../src/group/replica.js';
 import type { EpochEntry } from '../../src/group/tree/epochs.js';
-import type { Position } from '../../src/journal/journal.js';
+import type { Position } from '../../src/journal/position.js';
 import { decide, newerEpoch } from '../../src/replication/decide.js';
 import type { NodeView, Plan } from '../../src/replication/decide.js';
 

@@ -11,7 +11,8 @@ import { mkdirs } from '../../src/io/file.js';
 import type { Reactor } from '../../src/io/reactor.js';
 import { batch, entry, payloadLength, RecordKind, usedHeaderBytes } from '../../src/journal/format.js';
 import { Journal } from '../../src/journal/journal.js';
-import type { JournalOptions, Position } from '../../src/journal/journal.js';
+import type { JournalOptions } from '../../src/journal/journal.js';
+import type { Position } from '../../src/journal/position.js';
 import { wirePayloadBytes } from '../../src/journal/verify.js';
 
 export const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };

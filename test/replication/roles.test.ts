@@ -1,6 +1,6 @@
 /** Roles, epochs, fetch and rewind over real connections. */
 import t from 'tap';
-import type { Position } from '../../src/journal/journal.js';
+import type { Position } from '../../src/journal/position.js';
 import { randomFrom, seedOfRun } from '../io/fixture.js';
 import { difference } from './memory-group.js';
 import type { MemoryGroup } from './memory-group.js';

@@ -11,13 +11,14 @@ import { isLocalDevice } from '../../base/units.js';
 import { mkdirs, must } from '../../io/file.js';
 import { O } from '../../io/io.js';
 import type { Reactor } from '../../io/reactor.js';
-import type { Position } from '../../journal/journal.js';
+import { ORIGIN, type Position } from '../../journal/position.js';
 import { recoverJournal } from '../../journal/recover.js';
 import { MapFile } from '../../store/mapfile.js';
 import { NodeReads } from '../../store/nodereads.js';
 import { createSlots, encodeSlot, findSlot, slotPath } from '../../store/slot.js';
 import type { FoundSlot, SlotBody } from '../../store/slot.js';
 import { Store } from '../../store/store.js';
+import { NO_EPOCH } from '../tree/epochs.js';
 import { Content, contentArenaBytes } from './content.js';
 import type { ContentOptions } from './content.js';
 import { Core } from './core.js';
@@ -26,7 +27,6 @@ import { FINAL_FILE } from './finalnote.js';
 import { claim, journalDirectoryOf, removeJournal } from './place.js';
 import type { Opening } from './place.js';
 
-const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
 
 /** How far the journal goes, as far as others than itself can tell. */
 export interface JournalExtent {
@@ -52,13 +52,13 @@ export function createContent(reactor: Reactor, options: ContentOptions, epoch: 
   const nodeReads = new NodeReads(reactor);
   const file = closing(nodeReads, () => MapFile.create(nodeReads, directory, 1, options.groupId));
   const core = openCore(reactor, options, () => content);
-  const content = new Content(reactor, options, nodeReads, file, 1, ZERO, ZERO, core);
-  content.journal.create(ZERO, epoch);
+  const content = new Content(reactor, options, nodeReads, file, 1, ORIGIN, ORIGIN, core);
+  content.journal.create(ORIGIN, epoch);
   must(io.fdatasync(content.journal.pool.current.fd), 'fdatasync', content.journal.pool.current.path);
   must(io.fdatasync(file.fd), 'fdatasync', file.path);
   createSlots(io, directory);
   const slot = encodeSlot(1, {
-    groupId: options.groupId, at: ZERO, lowWater: ZERO, mapFile: 1, mapLength: file.length, nextLayer: 1, layers: [], devices: [], group: core.state(),
+    groupId: options.groupId, at: ORIGIN, lowWater: ORIGIN, mapFile: 1, mapLength: file.length, nextLayer: 1, layers: [], devices: [], group: core.state(),
   });
   writeNow(reactor, slotPath(directory, 1), slot);
   must(io.syncDirectory(content.journal.options.directory), 'fsync', content.journal.options.directory);
@@ -145,7 +145,7 @@ function beginAnew(reactor: Reactor, content: Content, at: Position): void {
   removeJournal(reactor.io, journal.options.directory);
   // A round that was noted and then not written: what will stand above may be undone again.
   must(final.setNow(Math.min(final.lsn, at.lsn)), 'note how far the layers are written in', content.options.directory);
-  journal.create(at, core.epoch ?? { number: 0, id: '0'.repeat(32) });
+  journal.create(at, core.epoch ?? NO_EPOCH);
   must(reactor.io.fdatasync(journal.pool.current.fd), 'fdatasync', journal.pool.current.path);
   must(reactor.io.syncDirectory(journal.options.directory), 'fsync', journal.options.directory);
   local.ended(at.lsn, core.epochs);

@@ -25,7 +25,7 @@ import type { Reactor } from '../../io/reactor.js';
 import { JournalDamage } from '../../journal/damage.js';
 import { removeEnd } from '../../journal/endnote.js';
 import { decodeSegmentHeader } from '../../journal/format.js';
-import type { Position } from '../../journal/journal.js';
+import type { Position } from '../../journal/position.js';
 import { SEGMENT_NAME } from '../../journal/segments.js';
 import { findSlot } from '../../store/slot.js';
 import type { SlotBody } from '../../store/slot.js';

@@ -17,7 +17,7 @@ import { assert } from '../../base/assert.js';
 import { CorruptionError } from '../../base/errors.js';
 import { BLOCK_BYTES, isLocalDevice, LOCAL_STAMPS } from '../../base/units.js';
 import type { Reactor } from '../../io/reactor.js';
-import type { Position } from '../../journal/journal.js';
+import type { Position } from '../../journal/position.js';
 import type { Store } from '../../store/store.js';
 import { Adoption } from './adoption.js';
 import { LOCAL_JOURNAL_ARENA_BYTES, LocalJournal } from './journal.js';

@@ -34,7 +34,7 @@ import { JobOp, JobTable, O, Queue } from '../../io/io.js';
 import type { Reactor } from '../../io/reactor.js';
 import { batch, entry, MAX_MARKER_BYTES } from '../../journal/format.js';
 import { Journal, JOURNAL_ARENA_BYTES } from '../../journal/journal.js';
-import type { Position } from '../../journal/journal.js';
+import { ORIGIN, type Position } from '../../journal/position.js';
 import { recoverJournal } from '../../journal/recover.js';
 import type { Layer, LayerTable } from '../../store/layers.js';
 import { decodeLocal, encodeLocal } from './record.js';
@@ -57,7 +57,6 @@ export const LOCAL_JOURNAL_ARENA_BYTES = JOURNAL_ARENA_BYTES;
 const SEGMENT_BYTES = MIB;
 const JOURNAL_BYTES = 64 * MIB;
 const LEAST_SEGMENTS = 4;
-const ZERO: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
 
 /** A record and where it stands. */
 export interface LocalEntry {
@@ -184,7 +183,7 @@ export class LocalJournal {
     const { io } = this.reactor;
     const { journal, directory } = this;
     try {
-      journal.create(ZERO, { number: 1, id: this.options.groupId });
+      journal.create(ORIGIN, { number: 1, id: this.options.groupId });
       must(io.fdatasync(journal.pool.current.fd), 'fdatasync', journal.pool.current.path);
       must(io.syncDirectory(directory), 'fsync', directory);
       must(io.syncDirectory(this.options.directory), 'fsync', this.options.directory);
@@ -220,7 +219,7 @@ export class LocalJournal {
     if (!this.present(saved !== undefined)) return [];
     const { journal } = this;
     const found: LocalEntry[] = [];
-    const from = saved?.at ?? ZERO;
+    const from = saved?.at ?? ORIGIN;
     recoverJournal(this.reactor, journal, {
       from, durableLsn: from.lsn, ownEpoch: () => true,
       visit: (at, payloadAt, lsn) => found.push({ lsn: entry.lsn(lsn, 0), record: this.decode(at, payloadAt, lsn) }),

@@ -5,7 +5,7 @@
 
 import { NO_EPOCH_ID } from '../../base/position.js';
 import type { EpochPosition } from '../../base/position.js';
-import type { Position } from '../../journal/journal.js';
+import type { Position } from '../../journal/position.js';
 
 /** One entry of a group's epoch history, oldest first (DESIGN §2). A position belongs to a history only by epoch id. */
 export interface EpochEntry {
@@ -20,6 +20,9 @@ export interface EpochEntry {
   readonly lossless: boolean;
   readonly wallMs: number;
 }
+
+/** Of a journal that nothing was written to. */
+export const NO_EPOCH = { number: 0, id: NO_EPOCH_ID } as const;
 
 /** Id of the epoch of the last record below `lsn`. `epochs`: oldest first. */
 export function epochIdAt(epochs: readonly EpochEntry[], lsn: number): string {

@@ -8,6 +8,7 @@
  * digest turns out wrong leaves no trace.
  */
 
+import { NO_EPOCH_ID } from '../../base/position.js';
 import { changeTree } from './change.js';
 import type { At, Effect } from './change.js';
 import { deviceHash, hash128, MASK_128, nameIn } from './device.js';
@@ -104,7 +105,7 @@ export class Tree {
 /** See warmUpMarkers: edits a tree of its own. */
 export function rehearsal(): (operation: Operation) => Proof {
   let tree = Tree.empty;
-  const epochId = '0'.repeat(32);
+  const epochId = NO_EPOCH_ID;
   return (operation) => {
     if (operation.op === 'create') tree = Tree.empty;
     const edit = tree.edit(operation, { lsn: 1, epochId, wallMs: 1 });
