@@ -1,6 +1,7 @@
 /**
  * Holds the layout, the import table and the file limit of DESIGN §10, that no two
- * files import each other, and that nothing is exported for nobody.
+ * files import each other, that nothing is exported for nobody, and that documents and
+ * comments name files that are there.
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, relative, resolve, sep } from 'node:path';
@@ -192,6 +193,19 @@ t.test('what src exports is used by another file', async (t) => {
     'c.ts': "import * as b from './b.js';\n",
   };
   t.strictSame(unusedExports(['a.ts', 'b.ts'], ['b.ts', 'c.ts'], (file) => texts[file]), ['a.ts two']);
+});
+
+t.test('the files that documents and comments name are there', async (t) => {
+  const files = ['src', 'test', 'scripts'].flatMap((part) => filesBelow(part, /\.ts$/)).map((file) => file.split(sep).join('/'));
+  const there = (name: string): boolean => files.some((file) => file === name || file.endsWith(`/${name}`));
+  const missing = (file: string): string[] => {
+    const text = readFileSync(join(ROOT, file), 'utf8');
+    const words = file.endsWith('.md') ? text : [...text.matchAll(/\/\*[\s\S]*?\*\/|\/\/.*$/gm)].join('\n');
+    return [...words.matchAll(/(?<![\w.*/-])[a-z][\w/-]*\.(?:test\.)?ts\b/g)].map(([name]) => name).filter((name) => !there(name)).map((name) => `${file}: ${name}`);
+  };
+  const documents = ['ARCHITECTURE.md', 'README.md', ...files.filter((file) => !file.startsWith('src/vendor/'))];
+  t.strictSame(documents.flatMap(missing), []);
+  t.ok(there('group/group.ts') && !there('roup.ts') && !there('group/tree.ts'), 'a name is the end of a path');
 });
 
 t.test(`no file is over ${LINE_LIMIT} lines`, async (t) => {

@@ -1,7 +1,7 @@
 /**
  * What every module logs to. Owns the interface and the entry that crosses
  * threads; must not know where entries end up: main writes them with pino
- * (src/logger.ts), the data-path worker posts them to main.
+ * (log-output.ts), the data-path worker posts them to main.
  */
 
 export type LogLevel = 'debug' | 'info' | 'warn' | 'error';
