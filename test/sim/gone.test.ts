@@ -70,7 +70,7 @@ class Pair {
     const { group, path, commands } = host;
     const links = (path!.links as unknown as { byGroup: Map<string, { waits: unknown[] }> }).byGroup.get(GROUP)!;
     const found = {
-      durable: (group as unknown as { durableWaits: { count: number } }).durableWaits.count,
+      durable: (group.operations as unknown as { waits: { waits: unknown[] } }).waits.waits.length,
       applied: links.waits.length,
       held: group.ingest?.holding === true ? 1 : 0,
       requests: (commands as unknown as { underWay: number }).underWay,
