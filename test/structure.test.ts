@@ -53,6 +53,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   'group/operations': ['base', 'io', 'journal', 'store', 'group/tree', 'group/local', 'group/content', 'group/requests'],
   'group': ['base', 'io', 'journal', 'store', 'group'],
   'replication': ['base', 'io', 'journal', 'group/replica', 'group/tree/epochs'],
+  'replication/carry': ['base', 'io', 'journal', 'group/replica', 'group/tree/epochs', 'replication'],
   'nbd': ['base', 'io', 'group/requests/service', 'group/requests/requests', 'vendor/nbd-protocol-ts'],
   'control': ['base'],
   'config': ['base'],
@@ -64,7 +65,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
 /** The part that a file below src/ belongs to: its directory, or its own name at the top. */
 function partOf(file: string): string {
   const path = relative('src', file).split(sep);
-  if (path[0] === 'vendor' || (['store', 'group'].includes(path[0]) && path.length > 2)) return path.slice(0, 2).join('/');
+  if (path[0] === 'vendor' || (['store', 'group', 'replication'].includes(path[0]) && path.length > 2)) return path.slice(0, 2).join('/');
   return path.length === 1 ? path[0].replace(/\.(ts|js)$/, '') : path[0];
 }
 

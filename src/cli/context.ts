@@ -10,8 +10,8 @@ import { parseExportName } from '../base/names.js';
 import { ControlClient, ControlError } from '../control/client.js';
 import type { Waits } from '../control/client.js';
 import type { OperationReply } from '../control/schema/replies.js';
-import type { AttachSystem } from './attach-system.js';
-import type { FreezeSystem } from './freeze-system.js';
+import type { AttachSystem } from './nbd/attach-system.js';
+import type { FreezeSystem } from './freeze/system.js';
 import { formatMilliseconds } from './render/words.js';
 
 export const EXIT_OK = 0;

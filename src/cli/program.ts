@@ -14,7 +14,7 @@ import { registerReconciliation } from './commands/reconcile.js';
 import { Context, DEFAULT_SOCKET, EXIT_OK, EXIT_OPERATOR } from './context.js';
 import type { GlobalOptions, Streams } from './context.js';
 import type { Register } from './register.js';
-import { runWatchdog } from './watchdog.js';
+import { runWatchdog } from './freeze/watchdog.js';
 
 /** Runs one command line (without node and script) and returns the exit code. Never throws. */
 export async function runCommandLine(argv: readonly string[], streams: Streams): Promise<number> {

@@ -3,7 +3,7 @@
  * (DESIGN §9 has links; this is for software outside of Lockstep that carries
  * the journal itself). Owns their shapes; part of port.ts.
  *
- * The bytes are opaque here: src/replication/carry-format.ts has their layout.
+ * The bytes are opaque here: src/replication/carry/format.ts has their layout.
  */
 
 import type { EpochPosition } from '../base/position.js';

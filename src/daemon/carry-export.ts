@@ -2,7 +2,7 @@
  * `journal export` on the data thread: where a stream begins, and its pages.
  *
  * Owns: which cursor a stream belongs to, waiting for what can be exported. Must
- * not know: the bytes of a stream (replication/carry-format.ts), HTTP.
+ * not know: the bytes of a stream (replication/carry/format.ts), HTTP.
  *
  * Exported is only what nothing can undo on this node: on a primary what is
  * durable, on a secondary what is durable on its primary, too. So a secondary
@@ -19,8 +19,8 @@ import { epochPosition } from '../group/tree/epochs.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
 import { readBoundary } from '../journal/boundary.js';
-import { emptyFrame, StreamType } from '../replication/carry-format.js';
-import { exportableLsn, exportPage, exportPreface } from '../replication/exporter.js';
+import { emptyFrame, StreamType } from '../replication/carry/format.js';
+import { exportableLsn, exportPage, exportPreface } from '../replication/carry/exporter.js';
 import type { Answer } from './answer.js';
 import { caught, endingOnce } from './answer.js';
 import { checkFinal, checkPlace, checkRetained, noCursor } from './cursors.js';

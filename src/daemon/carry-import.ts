@@ -2,7 +2,7 @@
  * `journal import` on the data thread: one stream at a time into each group.
  *
  * Owns: the sessions, and when nothing may be imported. Must not know: the bytes
- * of a stream (replication/importer.ts), HTTP.
+ * of a stream (replication/carry/importer.ts), HTTP.
  */
 
 import { OperatorError } from '../base/errors.js';
@@ -12,7 +12,7 @@ import type { ImportState } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Position } from '../journal/position.js';
-import { Importer } from '../replication/importer.js';
+import { Importer } from '../replication/carry/importer.js';
 import type { Answer } from './answer.js';
 import { caught, endingOnce } from './answer.js';
 import type { Links } from './links.js';

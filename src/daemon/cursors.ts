@@ -14,7 +14,7 @@ import type { Group } from '../group/group.js';
 import { epochIdAt } from '../group/tree/epochs.js';
 import type { Reactor } from '../io/reactor.js';
 import { readBoundary } from '../journal/boundary.js';
-import { exportableLsn } from '../replication/exporter.js';
+import { exportableLsn } from '../replication/carry/exporter.js';
 import type { Answer } from './answer.js';
 import { caught } from './answer.js';
 

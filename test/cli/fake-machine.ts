@@ -2,10 +2,10 @@
 import { closeSync, mkdirSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { Errno } from '../../src/base/errors.js';
-import type { CommandEnd, FreezeSystem, WatchdogEvents, WatchdogProcess, Word } from '../../src/cli/freeze-system.js';
-import type { Mount, MountPaths } from '../../src/cli/mounts.js';
-import { mountOf } from '../../src/cli/mounts.js';
-import { FreezeWatchdog } from '../../src/cli/watchdog.js';
+import type { CommandEnd, FreezeSystem, WatchdogEvents, WatchdogProcess, Word } from '../../src/cli/freeze/system.js';
+import type { Mount, MountPaths } from '../../src/cli/freeze/mounts.js';
+import { mountOf } from '../../src/cli/freeze/mounts.js';
+import { FreezeWatchdog } from '../../src/cli/freeze/watchdog.js';
 
 /** Mounts, watchdogs and commands of a machine that does not exist; `steps` is what happened, in order. */
 export class FakeMachine implements FreezeSystem {

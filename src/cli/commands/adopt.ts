@@ -13,7 +13,7 @@ import { formatSize } from '../../base/units.js';
 import type { SealReply } from '../../control/schema/replies.js';
 import { deviceArgument } from '../context.js';
 import type { Context } from '../context.js';
-import { serverAddress } from '../nbd-server.js';
+import { serverAddress } from '../nbd/server.js';
 import { waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
 import type { Register } from '../register.js';

@@ -9,7 +9,7 @@ import type { Context } from '../context.js';
 import { deviceOrSetArgument, rangeOption, rangesOf, siblingArgument, waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
 import type { Register } from '../register.js';
-import { forcing } from '../stale-devices.js';
+import { forcing } from '../nbd/stale-devices.js';
 
 type AssignOptions = WaitOptions & ForceOption & { readonly range: string[] };
 

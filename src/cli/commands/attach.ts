@@ -12,16 +12,16 @@ import { OperatorError } from '../../base/errors.js';
 import { formatSize } from '../../base/units.js';
 import { NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_READ_ONLY } from '../../vendor/nbd-protocol-ts/index.js';
 import type { NegotiatedExport } from '../../vendor/nbd-protocol-ts/index.js';
-import { REAL_SYSTEM } from '../attach-system.js';
-import type { AttachSystem, NbdKernel } from '../attach-system.js';
+import { REAL_SYSTEM } from '../nbd/attach-system.js';
+import type { AttachSystem, NbdKernel } from '../nbd/attach-system.js';
 import { deviceArgument, wholeNumber } from '../context.js';
 import type { Context } from '../context.js';
-import { attachedExport, attachments, identifierOf, idsOf } from '../nbd-backends.js';
-import { backendOf, deviceIndex, devicePath, flushUnused } from '../nbd-devices.js';
-import { shakeHands } from '../nbd-handshake.js';
-import type { Connection } from '../nbd-handshake.js';
-import { resizeAttached } from '../nbd-resize.js';
-import { serverAddress } from '../nbd-server.js';
+import { attachedExport, attachments, identifierOf, idsOf } from '../nbd/backends.js';
+import { backendOf, deviceIndex, devicePath, flushUnused } from '../nbd/devices.js';
+import { shakeHands } from '../nbd/handshake.js';
+import type { Connection } from '../nbd/handshake.js';
+import { resizeAttached } from '../nbd/resize.js';
+import { serverAddress } from '../nbd/server.js';
 import type { Register } from '../register.js';
 
 export interface AttachReply {

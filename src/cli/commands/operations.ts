@@ -7,13 +7,13 @@ import { formatSize } from '../../base/units.js';
 import type { OperationReply } from '../../control/schema/replies.js';
 import { deviceArgument, groupArgument } from '../context.js';
 import type { Context } from '../context.js';
-import { freezeOptions, quiesce } from '../freeze.js';
-import type { FreezeOptions } from '../freeze.js';
-import { resizedWords, tellAttached } from '../nbd-resize.js';
+import { freezeOptions, quiesce } from '../freeze/freeze.js';
+import type { FreezeOptions } from '../freeze/freeze.js';
+import { resizedWords, tellAttached } from '../nbd/resize.js';
 import { deviceOrSetArgument, sizeArgument, waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
 import type { Register } from '../register.js';
-import { forcing } from '../stale-devices.js';
+import { forcing } from '../nbd/stale-devices.js';
 
 export function registerOperations(program: Command, register: Register): void {
   waitOptions(program.command('create <group/volume> <size>'))

@@ -13,7 +13,7 @@ import { OperatorError, PeerError } from '../../base/errors.js';
 import { formatSize } from '../../base/units.js';
 import { deviceArgument, wholeNumber } from '../context.js';
 import type { Context } from '../context.js';
-import { serverAddress } from '../nbd-server.js';
+import { serverAddress } from '../nbd/server.js';
 import type { Register } from '../register.js';
 import { Channel } from '../reconcile/channel.js';
 import { NbdDevice } from '../reconcile/device.js';

@@ -7,14 +7,14 @@
  * Must not know: which operation it was.
  */
 
-import type { ControlClient } from '../control/client.js';
-import { ControlError } from '../control/client.js';
-import type { DeviceEntry, OperationReply } from '../control/schema/replies.js';
+import type { ControlClient } from '../../control/client.js';
+import { ControlError } from '../../control/client.js';
+import type { DeviceEntry, OperationReply } from '../../control/schema/replies.js';
 import { REAL_SYSTEM } from './attach-system.js';
-import type { Context } from './context.js';
-import { attachments, isBackendOf } from './nbd-backends.js';
-import type { Attachment } from './nbd-backends.js';
-import { devicePath } from './nbd-devices.js';
+import type { Context } from '../context.js';
+import { attachments, isBackendOf } from './backends.js';
+import type { Attachment } from './backends.js';
+import { devicePath } from './devices.js';
 
 /**
  * Carries `operate` out; with `force`, its reply's notice names the devices of

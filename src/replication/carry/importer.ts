@@ -14,20 +14,20 @@
  * and every payload checksum are right and the exporting node has it durable.
  */
 
-import { IoError, OperatorError, PeerError } from '../base/errors.js';
-import type { EpochPosition } from '../base/position.js';
-import { putHex } from '../base/words.js';
-import { epochPosition } from '../group/tree/epochs.js';
-import type { ReplicatedGroup } from '../group/replica.js';
-import type { Reactor } from '../io/reactor.js';
-import type { TimerId } from '../io/timers.js';
-import { batch, entry, RecordKind, usedHeaderBytes } from '../journal/format.js';
-import { ORIGIN, type Position } from '../journal/position.js';
-import { positionAfter, verifyHeader, verifyPayloads, wirePayloadBytes } from '../journal/verify.js';
-import { decodePreface, StreamReader, StreamType } from './carry-format.js';
-import type { Preface, StreamFrame } from './carry-format.js';
-import { samePosition } from './decide.js';
-import { MAX_EPOCHS_SENT } from './message.js';
+import { IoError, OperatorError, PeerError } from '../../base/errors.js';
+import type { EpochPosition } from '../../base/position.js';
+import { putHex } from '../../base/words.js';
+import { epochPosition } from '../../group/tree/epochs.js';
+import type { ReplicatedGroup } from '../../group/replica.js';
+import type { Reactor } from '../../io/reactor.js';
+import type { TimerId } from '../../io/timers.js';
+import { batch, entry, RecordKind, usedHeaderBytes } from '../../journal/format.js';
+import { ORIGIN, type Position } from '../../journal/position.js';
+import { positionAfter, verifyHeader, verifyPayloads, wirePayloadBytes } from '../../journal/verify.js';
+import { decodePreface, StreamReader, StreamType } from './format.js';
+import type { Preface, StreamFrame } from './format.js';
+import { samePosition } from '../decide.js';
+import { MAX_EPOCHS_SENT } from '../message.js';
 
 export interface ImporterOptions {
   /** The journal is synced at the latest this long after a batch was taken, microseconds. */

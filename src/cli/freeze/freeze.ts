@@ -12,16 +12,16 @@
  */
 
 import type { Command } from 'commander';
-import { OperatorError } from '../base/errors.js';
-import { ControlClient } from '../control/client.js';
-import type { Waits } from '../control/client.js';
-import type { OperationReply } from '../control/schema/replies.js';
-import { EXIT_FAILED, wholeNumber } from './context.js';
-import type { Context } from './context.js';
-import { REAL_FREEZE_SYSTEM } from './freeze-system.js';
-import type { CommandEnd, FreezeSystem } from './freeze-system.js';
-import { chooseMounts } from './freeze-choice.js';
-import type { ChosenMount } from './freeze-choice.js';
+import { OperatorError } from '../../base/errors.js';
+import { ControlClient } from '../../control/client.js';
+import type { Waits } from '../../control/client.js';
+import type { OperationReply } from '../../control/schema/replies.js';
+import { EXIT_FAILED, wholeNumber } from '../context.js';
+import type { Context } from '../context.js';
+import { REAL_FREEZE_SYSTEM } from './system.js';
+import type { CommandEnd, FreezeSystem } from './system.js';
+import { chooseMounts } from './choice.js';
+import type { ChosenMount } from './choice.js';
 import { FrozenMount, failed } from './frozen-mount.js';
 import { openedBy, writtenFileSystems } from './mounts.js';
 

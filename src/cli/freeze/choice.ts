@@ -10,8 +10,8 @@
  */
 
 import { realpathSync } from 'node:fs';
-import { Errno, OperatorError, errnoText } from '../base/errors.js';
-import type { FreezeSystem } from './freeze-system.js';
+import { Errno, OperatorError, errnoText } from '../../base/errors.js';
+import type { FreezeSystem } from './system.js';
 import type { Mount } from './mounts.js';
 import { mountOf } from './mounts.js';
 

@@ -10,8 +10,8 @@ import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { closeSync, constants, openSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { OperatorError } from '../base/errors.js';
-import { thawFileSystem } from '../io/fsfreeze.js';
+import { OperatorError } from '../../base/errors.js';
+import { thawFileSystem } from '../../io/fsfreeze.js';
 import type { Mount, MountPaths } from './mounts.js';
 import { MOUNT_PATHS, mountIdOf, parseMounts } from './mounts.js';
 
@@ -63,7 +63,7 @@ export interface FreezeSystem {
 }
 
 const CAP_SYS_ADMIN = 21n;
-const MAIN = fileURLToPath(new URL('./main.js', import.meta.url));
+const MAIN = fileURLToPath(new URL('../main.js', import.meta.url));
 /** Between SIGTERM and SIGKILL to a command that took too long. */
 const GRACE_MS = 5000;
 /** How often is looked whether what it started is gone, too. */

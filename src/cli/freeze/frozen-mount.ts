@@ -6,9 +6,9 @@
  * watchdog. Must not know: when and why somebody freezes.
  */
 
-import { Errno, OperatorError, errnoText } from '../base/errors.js';
-import { ControlError } from '../control/client.js';
-import type { FreezeSystem, WatchdogProcess, Word } from './freeze-system.js';
+import { Errno, OperatorError, errnoText } from '../../base/errors.js';
+import { ControlError } from '../../control/client.js';
+import type { FreezeSystem, WatchdogProcess, Word } from './system.js';
 import type { Mount } from './mounts.js';
 
 type State =

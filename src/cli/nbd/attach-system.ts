@@ -3,12 +3,12 @@
  * and /sys. Tests bring their own.
  */
 
-import type { Io } from '../io/io.js';
-import { NbdNetlink } from '../io/netlink.js';
-import { RealIo, setBlocking } from '../io/real.js';
-import { DEVICE_PATHS } from './nbd-devices.js';
-import type { DevicePaths } from './nbd-devices.js';
-import { HANDSHAKE_ARENA_BYTES } from './nbd-handshake.js';
+import type { Io } from '../../io/io.js';
+import { NbdNetlink } from '../../io/netlink.js';
+import { RealIo, setBlocking } from '../../io/real.js';
+import { DEVICE_PATHS } from './devices.js';
+import type { DevicePaths } from './devices.js';
+import { HANDSHAKE_ARENA_BYTES } from './handshake.js';
 
 export type NbdKernel = Pick<NbdNetlink, 'connect' | 'reconfigure' | 'disconnect' | 'status' | 'close'>;
 

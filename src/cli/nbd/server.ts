@@ -3,10 +3,10 @@
  * not know what is done there.
  */
 
-import type { Address } from '../base/address.js';
-import { parseAddress } from '../base/address.js';
-import { OperatorError } from '../base/errors.js';
-import type { Context } from './context.js';
+import type { Address } from '../../base/address.js';
+import { parseAddress } from '../../base/address.js';
+import { OperatorError } from '../../base/errors.js';
+import type { Context } from '../context.js';
 
 /** The address in `words` (of --server), else what the daemon says. Throws OperatorError. */
 export async function serverAddress(context: Context, words: string | undefined): Promise<Address> {

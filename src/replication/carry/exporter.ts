@@ -1,6 +1,6 @@
 /**
  * Pages of an exported journal: whole batches that cannot be undone any more,
- * read from the segment files on a helper and framed (carry-format.ts).
+ * read from the segment files on a helper and framed (format.ts).
  *
  * Owns: what of the journal a page holds. Must not know: who reads it, cursors.
  *
@@ -8,17 +8,17 @@
  * at most PAGE_BYTES, or of one batch that is larger.
  */
 
-import { CorruptionError, IoError, OperatorError } from '../base/errors.js';
-import type { EpochPosition } from '../base/position.js';
-import { BLOCK_BYTES } from '../base/units.js';
-import type { ReplicatedGroup } from '../group/replica.js';
-import { JobOp, JobTable, Queue } from '../io/io.js';
-import type { Reactor } from '../io/reactor.js';
-import { batch, checkBatchShape, usedHeaderBytes } from '../journal/format.js';
-import type { Position } from '../journal/position.js';
-import type { Segment } from '../journal/segments.js';
-import { positionAfter, wirePayloadBytes } from '../journal/verify.js';
-import { encodePreface, putStreamHeader, STREAM_HEADER_BYTES, StreamType } from './carry-format.js';
+import { CorruptionError, IoError, OperatorError } from '../../base/errors.js';
+import type { EpochPosition } from '../../base/position.js';
+import { BLOCK_BYTES } from '../../base/units.js';
+import type { ReplicatedGroup } from '../../group/replica.js';
+import { JobOp, JobTable, Queue } from '../../io/io.js';
+import type { Reactor } from '../../io/reactor.js';
+import { batch, checkBatchShape, usedHeaderBytes } from '../../journal/format.js';
+import type { Position } from '../../journal/position.js';
+import type { Segment } from '../../journal/segments.js';
+import { positionAfter, wirePayloadBytes } from '../../journal/verify.js';
+import { encodePreface, putStreamHeader, STREAM_HEADER_BYTES, StreamType } from './format.js';
 
 const PAGE_BYTES = 1024 * 1024;
 const RETRY_US = 10_000;

@@ -26,14 +26,14 @@
 
 import { Packr } from 'msgpackr';
 import { z } from 'zod';
-import { assert } from '../base/assert.js';
-import { crc32c } from '../base/crc32c.js';
-import { PeerError } from '../base/errors.js';
-import { getU64, putU64 } from '../base/words.js';
-import type { EpochPosition } from '../base/position.js';
-import type { EpochEntry } from '../group/tree/epochs.js';
-import { MAX_BATCH_PAYLOAD, MAX_BATCH_RECORDS, usedHeaderBytes } from '../journal/format.js';
-import { Epoch, Id, LsnField, MAX_EPOCHS_SENT, Name, ordered, Word } from './message.js';
+import { assert } from '../../base/assert.js';
+import { crc32c } from '../../base/crc32c.js';
+import { PeerError } from '../../base/errors.js';
+import { getU64, putU64 } from '../../base/words.js';
+import type { EpochPosition } from '../../base/position.js';
+import type { EpochEntry } from '../../group/tree/epochs.js';
+import { MAX_BATCH_PAYLOAD, MAX_BATCH_RECORDS, usedHeaderBytes } from '../../journal/format.js';
+import { Epoch, Id, LsnField, MAX_EPOCHS_SENT, Name, ordered, Word } from '../message.js';
 
 const STREAM_VERSION = 1;
 export const STREAM_HEADER_BYTES = 32;

@@ -8,7 +8,7 @@
 
 import { closeSync, constants, fsyncSync, openSync, readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { OperatorError } from '../base/errors.js';
+import { OperatorError } from '../../base/errors.js';
 
 /** Where the two file systems are; tests name their own. */
 export interface DevicePaths {

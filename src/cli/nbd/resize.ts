@@ -6,19 +6,19 @@
  * one. Must not know: how a device is resized.
  */
 
-import { IoError, OperatorError } from '../base/errors.js';
-import { parseExportName } from '../base/names.js';
-import { formatSize } from '../base/units.js';
-import type { DeviceEntry } from '../control/schema/replies.js';
+import { IoError, OperatorError } from '../../base/errors.js';
+import { parseExportName } from '../../base/names.js';
+import { formatSize } from '../../base/units.js';
+import type { DeviceEntry } from '../../control/schema/replies.js';
 import { REAL_SYSTEM } from './attach-system.js';
 import type { AttachSystem, NbdKernel } from './attach-system.js';
-import { EXIT_FAILED, deviceArgument } from './context.js';
-import type { Context } from './context.js';
-import { attachments, identifierOf, isBackendOf } from './nbd-backends.js';
-import type { Attachment } from './nbd-backends.js';
-import { deviceIndex, devicePath, sizeOf } from './nbd-devices.js';
-import { shakeHands } from './nbd-handshake.js';
-import { serverAddress } from './nbd-server.js';
+import { EXIT_FAILED, deviceArgument } from '../context.js';
+import type { Context } from '../context.js';
+import { attachments, identifierOf, isBackendOf } from './backends.js';
+import type { Attachment } from './backends.js';
+import { deviceIndex, devicePath, sizeOf } from './devices.js';
+import { shakeHands } from './handshake.js';
+import { serverAddress } from './server.js';
 
 export interface Resized {
   /** "/dev/nbd0" */

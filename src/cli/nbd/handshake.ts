@@ -6,13 +6,13 @@
  * side, commands. Blocks the process: for the command line only.
  */
 
-import type { Address } from '../base/address.js';
-import { formatAddress } from '../base/address.js';
-import { Errno, OperatorError, errnoText } from '../base/errors.js';
-import type { Io } from '../io/io.js';
-import { Ready, TAG_FIRST } from '../io/io.js';
-import { ClientHandshake, NBD_REP_ERR_UNKNOWN } from '../vendor/nbd-protocol-ts/index.js';
-import type { NegotiatedExport } from '../vendor/nbd-protocol-ts/index.js';
+import type { Address } from '../../base/address.js';
+import { formatAddress } from '../../base/address.js';
+import { Errno, OperatorError, errnoText } from '../../base/errors.js';
+import type { Io } from '../../io/io.js';
+import { Ready, TAG_FIRST } from '../../io/io.js';
+import { ClientHandshake, NBD_REP_ERR_UNKNOWN } from '../../vendor/nbd-protocol-ts/index.js';
+import type { NegotiatedExport } from '../../vendor/nbd-protocol-ts/index.js';
 
 export interface Connection {
   /** A connected socket in transmission phase; the caller's to close. */

@@ -22,12 +22,12 @@
  */
 
 import { fstatSync, writeFileSync, writeSync } from 'node:fs';
-import { unreachable } from '../base/assert.js';
-import { OperatorError } from '../base/errors.js';
-import { freezeFileSystem, syncFileSystem, thawFileSystem } from '../io/fsfreeze.js';
-import { wholeNumber } from './context.js';
-import type { Context } from './context.js';
-import type { Word } from './freeze-system.js';
+import { unreachable } from '../../base/assert.js';
+import { OperatorError } from '../../base/errors.js';
+import { freezeFileSystem, syncFileSystem, thawFileSystem } from '../../io/fsfreeze.js';
+import { wholeNumber } from '../context.js';
+import type { Context } from '../context.js';
+import type { Word } from './system.js';
 
 /** The descriptor of a directory on the file system, as the process inherits it. */
 const MOUNT_FD = 3;

@@ -7,8 +7,8 @@
  * Owns: that text. Must not know: how the kernel is spoken to.
  */
 
-import type { DevicePaths } from './nbd-devices.js';
-import { backends } from './nbd-devices.js';
+import type { DevicePaths } from './devices.js';
+import { backends } from './devices.js';
 
 const PREFIX = 'lockstep:';
 
