@@ -262,8 +262,8 @@ export class AdoptRun {
 
   /** Power is taken from a node with a volatile journal only after a stop in order. Returns what it is in the end. */
   private end(host: SimHost, kind: CrashKind): CrashKind {
-    // A stopped primary can serve nobody who was not connected then.
-    const followed = host === this.b.host || (this.b.host.alive && ['streaming', 'catching-up'].includes(host.path!.links.status(GROUP)[0].state));
+    // A stopped primary can serve nobody who was not connected then; that the other one has lost power it may not have noticed yet.
+    const followed = host === this.b.host || (this.b.host.alive && caughtUp(host, this.b.host));
     if (kind === 'kill' || !followed) return 'kill';
     let closed = false;
     host.node.attempt(() => host.path!.close(() => void (closed = true)));
