@@ -302,6 +302,8 @@ function finish(memory: Memory, journal: Journal, found: FoundSegment[], live: F
   const synced = io.fdatasync(last.fd);
   if (synced < 0) throw new IoError(-synced, 'fdatasync journal segment', last.path);
   live.unshift(...older(memory, journal, found, live[0], window));
+  // An older version named none, a name may be lost with power, and a file may have got another number.
+  for (const [i, segment] of live.slice(0, -1).entries()) pool.followedBy(segment, live[i + 1]);
   const rest = found.filter((segment) => !live.includes(segment));
   for (const segment of rest) if (segment.header !== undefined && segment.baseLsn >= live[0].baseLsn) pool.wipe(segment);
   // Files are removed when nothing that a recovery could follow names them any more.

@@ -11,7 +11,7 @@
  * next one, and the rest of the old file has no LSNs.
  *
  * Each live segment but the last names the file that follows it, so that a file
- * which somebody took away is missed. No file is removed while a segment on the
+ * which somebody took away is missed; recovery names those that nobody named. No file is removed while a segment on the
  * disk names it and recovery could end there.
  *
  *   step of beginning a segment         killed right after      power fails right after
@@ -290,6 +290,17 @@ export class SegmentPool {
     const result = io.pwrite(segment.fd, this.scratch, SECTOR_BYTES, NEXT_OFFSET);
     if (result < 0) throw new IoError(-result, 'write the header of journal segment', segment.path);
     segment.next = undefined;
+  }
+
+  /** A scanned segment is followed by another: from here on it names it, durably, if it did not. Blocking; throws IoError. */
+  followedBy(segment: FoundSegment, follower: Segment): void {
+    if (segment.next?.number === follower.number && segment.next.serial === follower.serial) return;
+    const { io, arena } = this.reactor;
+    encodeNext(arena.u8, this.scratch, segment.serial, follower);
+    let result = io.pwrite(segment.fd, this.scratch, SECTOR_BYTES, NEXT_OFFSET);
+    if (result >= 0) result = io.fdatasync(segment.fd);
+    if (result < 0) throw new IoError(-result, 'write the header of journal segment', segment.path);
+    segment.next = { serial: follower.serial, number: follower.number };
   }
 
   /** A helper reads from a segment, or syncs one: its descriptor must stay open. */

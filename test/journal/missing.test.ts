@@ -7,6 +7,7 @@ import t from 'tap';
 import { CorruptionError } from '../../src/base/errors.js';
 import { KIB } from '../../src/base/units.js';
 import { O } from '../../src/io/io.js';
+import { NEXT_OFFSET, SECTOR_BYTES } from '../../src/journal/format.js';
 import type { CrashKind } from '../sim/world.js';
 import { DIRECTORY, JournalRig } from './rig.js';
 
@@ -221,4 +222,23 @@ t.test('a durable segment is missed after a power loss, too', async (t) => {
     t.match(outcome(rig), /which continues it, is not there any more/, `seed ${seed}`);
     rig.dispose();
   }
+});
+
+t.test('a recovery names followers that nobody named: an older version, or one whose name was lost with power', async (t) => {
+  const rig = build(false);
+  t.teardown(() => rig.dispose());
+  rig.crash('kill');
+  for (const i of [0, 3]) {
+    const { path } = rig.known[i];
+    write(rig, path, whole(rig, path).fill(0, NEXT_OFFSET, NEXT_OFFSET + SECTOR_BYTES));
+  }
+  t.equal(outcome(rig), rig.known[9].after.lsn);
+  rig.crash('power');
+  for (const i of [9, 4]) {
+    const { path } = rig.known[i];
+    rig.node.disk.rename(path, `${DIRECTORY}/away`);
+    t.match(outcome(rig), /which continues it, is not there any more/, `the file of batch ${i}`);
+    rig.node.disk.rename(`${DIRECTORY}/away`, path);
+  }
+  t.equal(outcome(rig), rig.known[9].after.lsn);
 });
