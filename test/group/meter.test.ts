@@ -1,5 +1,6 @@
 /** The meter: a bound at once, the exact number of changed bytes when maps were compared, and nothing kept for it. */
 import t from 'tap';
+import { IoError } from '../../src/base/errors.js';
 import { KIB, MIB } from '../../src/base/units.js';
 import { OPERATIONS_KEPT } from '../../src/group/operations/meter.js';
 import type { MeteredOperation } from '../../src/group/operations/meter.js';
@@ -164,6 +165,38 @@ t.test('operations that a rewind undoes are forgotten, and their comparisons end
   rig.until(() => again.state === 'exact');
   t.match(again, { lsn: undone.lsn, changedBytes: 0 });
   t.equal(meter.find(again.lsn), again);
+  at.world.dispose();
+});
+
+t.test('a marker that fails half-way gives its shares back, is not metered, and stops the group', async (t) => {
+  const at = machine(7);
+  const { rig } = at;
+  const { meter, content } = rig.group;
+  rig.create('v', 64 * MIB);
+  rig.write('v', 0, 10);
+  rig.snapshot('v', 'a');
+  rig.settle();
+  const { store } = content;
+  const metered = meter.operations.length;
+  let shares = 0;
+  const share = store.map.share.bind(store.map);
+  const drop = store.map.drop.bind(store.map);
+  store.map.share = (root) => {
+    shares++;
+    return share(root);
+  };
+  store.map.drop = (root) => {
+    shares--;
+    drop(root);
+  };
+  store.assign = () => {
+    throw new IoError(5, 'read the map of', '/data');
+  };
+  t.throws(() => assign(rig, 'v', 'v@a'), IoError);
+  t.equal(shares, 0);
+  t.equal(meter.operations.length, metered);
+  t.equal(rig.group.role, 'stopped');
+  t.match(rig.group.roleReason, /read the map of \/data: .*\(EIO\)/);
   at.world.dispose();
 });
 
