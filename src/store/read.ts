@@ -25,6 +25,8 @@ export const WOULD_WAIT = 1;
 
 const EAGAIN = -11;
 const MAX_BLOCKS = 32 * 1024 * 1024 / BLOCK_BYTES + 2;
+/** Map nodes that are loaded for one read until it is clear that they are paged out as fast as they come: the largest one needs some twenty. */
+const PATIENT_LOADS = 64;
 
 /** What a block's bytes come from. */
 const Source = { zero: 0, journal: 1, file: 2 } as const;
@@ -42,6 +44,8 @@ export class BlockReader {
   /** Wait for the older generation; and for the next change, for it came too late for this one. */
   private waiters: (() => void)[] = [];
   private lateWaiters: (() => void)[] = [];
+  /** The read that no map node is paged out for, one at a time; undefined: none is starving. */
+  private starving: (() => void) | undefined;
   /** Reads that went to a helper, for metrics. */
   missed = 0;
 
@@ -88,8 +92,13 @@ export class BlockReader {
     this.missed++;
     const { generation } = this;
     this.inFlight[generation]++;
+    let loads = 0;
     const finish = (result: number): void => {
       this.inFlight[generation]--;
+      if (this.starving === attempt) {
+        this.starving = undefined;
+        this.store.map.keeping = false;
+      }
       done(result);
       if (generation !== this.generation) this.callWaiters();
     };
@@ -112,6 +121,10 @@ export class BlockReader {
       }
       if (missed !== 0) {
         this.dropHolds();
+        if (++loads > PATIENT_LOADS && this.starving === undefined) {
+          this.starving = attempt;
+          this.store.map.keeping = true;
+        }
         this.fetchNode(missed, (result) => {
           if (result < 0) finish(result);
           else attempt();

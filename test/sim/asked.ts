@@ -17,8 +17,8 @@ import { judge } from '../model/judge.js';
 import type { Verdict } from '../model/judge.js';
 import type { ModelState } from './model.js';
 
-/** Refusals that say nothing about the request: the group cannot do anything now. */
-const PASSING = ['journal/stalled', 'group/stopped', 'role/not-primary', 'halt/busy', 'halt/not-drained'];
+/** Refusals that say nothing about the request: the group cannot do anything now, or nobody waits (it may be in the journal then, and is not journaled any more). */
+const PASSING = ['control/gone', 'journal/stalled', 'group/stopped', 'role/not-primary', 'halt/busy', 'halt/not-drained'];
 
 export interface AskedRequest {
   readonly request: OperationRequest;

@@ -257,10 +257,10 @@ export class SimHost {
     return this;
   }
 
-  /** Carries a control request out; the result shows up later. With a caller that may go nothing is judged. */
+  /** Carries a control request out; the result shows up later. `caller` may go. */
   command(request: ControlRequest, caller?: Caller): { reply?: unknown; error?: unknown; ended: boolean } {
     const outcome: { reply?: unknown; error?: unknown; ended: boolean } = { ended: false };
-    const asked = isOperation(request) && this.asked.judging && caller === undefined ? this.asked.ask(request) : undefined;
+    const asked = isOperation(request) && this.asked.judging ? this.asked.ask(request) : undefined;
     this.node.attempt(() => this.commands!.handle(request, {
       done: (reply) => {
         outcome.reply = reply;

@@ -1,7 +1,8 @@
 /**
  * Callers that go away before they are answered: what waits for them on the data
  * thread ends at once and leaves nothing behind; an operation that was not
- * appended is not performed, one that was stays.
+ * appended is not performed, one that was stays. LOCKSTEP_SIM_RUNS=N runs N random
+ * seeds, TEST_SEED=N that one.
  */
 import t from 'tap';
 import type { Test } from 'tap';
@@ -11,8 +12,11 @@ import type { ControlRequest } from '../../src/control/port.js';
 import type { ExportPart } from '../../src/control/carry.js';
 import { ALONE, GROUP, SimHost, SMALL } from './cluster.js';
 import { BLOCK } from './model.js';
+import { PairRun } from './pair.js';
 import { World } from './world.js';
 
+const RUNS = Number(process.env.LOCKSTEP_SIM_RUNS ?? 15);
+const FIRST = process.env.TEST_SEED === undefined ? undefined : Number(process.env.TEST_SEED);
 const ADDRESS = { a: '10.0.0.1:10901', b: '10.0.0.2:10902' };
 const LIMIT = { us: 60e6 };
 const WAIT = { wait: 'durable' as const, waitSeconds: 600 };
@@ -234,4 +238,16 @@ t.test('a request whose caller is gone before it is begun is not begun', async (
   const { lsn } = pair.a.group.position;
   t.match(pair.a.command(SNAPSHOT, caller), { ended: true, error: { code: 'control/gone' } });
   t.equal(pair.a.group.position.lsn, lsn);
+});
+
+t.test('random work of callers that go, with halts, crashes and cuts: nothing is journaled for one that has gone, and the writers go on', async (t) => {
+  let [left, operations] = [0, 0];
+  for (let seed = FIRST ?? 1; seed < (FIRST ?? 1) + (FIRST === undefined ? RUNS : 1); seed++) {
+    // A failure names its seed.
+    const run = new PairRun(seed, 200, false, false, true);
+    operations += run.run().operations;
+    left += run.workload.left;
+  }
+  t.comment(`${left} of ${operations} operations were left before they were answered`);
+  t.ok(left > 0 || FIRST !== undefined);
 });

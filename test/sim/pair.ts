@@ -48,7 +48,7 @@ export class PairRun {
   private readonly random: Random;
   readonly a: SimHost;
   readonly b: SimHost;
-  private readonly workload: Workload;
+  readonly workload: Workload;
   private crashes = 0;
   private compared = 0;
   private cuts = 0;
@@ -61,16 +61,17 @@ export class PairRun {
   /**
    * `steps`: at least so many things are asked for. `inMemory`: one of the nodes, or
    * both, have a volatile journal; those are killed and do not lose power. `carried`:
-   * no links; the journal is carried by others.
+   * no links; the journal is carried by others. `leaving`: callers go before they are
+   * answered, in halts, too.
    */
-  constructor(readonly seed: number, private readonly steps = 0, inMemory = false, carried = false) {
+  constructor(readonly seed: number, private readonly steps = 0, inMemory = false, carried = false, leaving = false) {
     this.world = new World({ seed });
     this.random = this.world.random.fork(200);
     this.a = new SimHost(this.world, 'a', drawSizes(this.random), carried ? ALONE : { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0);
     this.b = new SimHost(this.world, 'b', { ...drawSizes(this.random), maxBatchPayload: SMALL.maxBatchPayload }, carried ? { role: 'secondary', peers: [] } : { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1);
     if (carried) this.carrier = new Carrier(this.a, this.b, this.random.fork(202), { death: this.random.pick([0, 0.02, 0.2]), damage: this.random.pick([0, 0.02]) });
     if (inMemory) for (const host of this.random.pick([[this.a], [this.b], [this.a, this.b]])) host.volatile();
-    this.workload = new Workload(this.a, this.random.fork(201), { ...MIXED, maxInFlight: this.random.pick([4, 16]), operations: this.random.pick([0.1, 0.3, 0.5]), ...(inMemory ? { halts: 0.1 } : {}) });
+    this.workload = new Workload(this.a, this.random.fork(201), { ...MIXED, maxInFlight: this.random.pick([4, 16]), operations: this.random.pick([0.1, 0.3, 0.5]), ...(inMemory ? { halts: 0.1 } : {}), ...(leaving ? { halts: 0.3, leaves: 0.6 } : {}) });
     for (const host of [this.a, this.b]) {
       const crashed = host.node.onCrash!;
       host.node.onCrash = (kind) => {

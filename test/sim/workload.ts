@@ -6,6 +6,7 @@
  * Owns: what is asked for, and keeping it within bounds. Must not know: what the
  * answers should be (client.ts, asked.ts), crashes (powerloss.ts).
  */
+import { Caller } from '../../src/base/caller.js';
 import { KIB } from '../../src/base/units.js';
 import type { OperationRequest } from '../../src/control/port.js';
 import { drawDevice, drawOperation, drawRequest, LIMITS } from '../model/draw.js';
@@ -23,6 +24,8 @@ export interface WorkloadOptions extends RequestMix {
   readonly operations: number;
   /** Share of operations that hold the writers meanwhile. */
   readonly halts?: number;
+  /** Share of operations whose caller goes at some moment, answered or not. */
+  readonly leaves?: number;
 }
 
 export const MIXED: WorkloadOptions = { limits: LIMITS, maxInFlight: 16, operations: 0.12, reads: 0.2, flushes: 0.08, largestWrite: 96 * KIB };
@@ -42,7 +45,11 @@ export class Workload {
   private nextData = 1;
   steps = 0;
   operations = 0;
+  /** Operations whose caller went before they were answered. */
+  left = 0;
   private running: { ended: boolean; error?: unknown }[] = [];
+  /** Those that will go. */
+  private readonly callers = new Set<Caller>();
   /** Pieces that were ever written, of any device: what was cut off or overwritten must not come back. */
   private readonly touched = new Set<number>();
 
@@ -60,6 +67,7 @@ export class Workload {
   /** The process that had been asked is gone. */
   forget(): void {
     this.running.length = 0;
+    this.callers.clear();
   }
 
   /** Starts one thing. */
@@ -89,8 +97,30 @@ export class Workload {
     const named = 'device' in request ? request.device : 'target' in request ? request.target : null;
     const device = amid && named !== null ? this.host.model.state.find(named) : undefined;
     for (let i = 0; device !== undefined && i < 4; i++) this.request(device);
-    this.running.push(this.host.command(request));
+    const { leaves } = this.options;
+    this.running.push(leaves !== undefined && this.random.chance(leaves) ? this.fleeting(request) : this.host.command(request));
     if (this.running.length > 64) this.running = this.running.filter((one) => !one.ended);
+  }
+
+  /** Asks for somebody who does not wait for the end, perhaps. */
+  private fleeting(request: OperationRequest): { ended: boolean; error?: unknown } {
+    const caller = new Caller();
+    const outcome = this.host.command(request, caller);
+    this.callers.add(caller);
+    this.host.world.after(this.random.logUniform(1, 5_000), () => {
+      // One whose process is gone is nobody any more.
+      if (!this.callers.delete(caller)) return;
+      if (!outcome.ended) this.left++;
+      this.host.node.attempt(() => caller.leave());
+      this.host.node.poke();
+      if (!outcome.ended && this.host.alive && !this.reading(request)) throw new Error(`${JSON.stringify(request)} waits on although its caller has gone`);
+    });
+    return outcome;
+  }
+
+  /** Maps may be read for it still, which ends by itself. */
+  private reading(request: OperationRequest): boolean {
+    return request.op === 'resize' || ('ranges' in request && request.ranges.length > 0);
   }
 
   private comeOrGo(device: ModelDevice): void {

@@ -376,9 +376,12 @@ export class BlockMap {
     return this.nodes.memoryBytes;
   }
 
+  /** Nothing is paged out: somebody needs more nodes at once than the limit leaves room for, and would never have them all. */
+  keeping = false;
+
   /** Pages out clean nodes until `memoryBytes <= targetBytes`, looking at no more than `maxSteps`; true when reached. */
   evict(targetBytes: number, maxSteps = Infinity): boolean {
-    return this.nodes.evict(targetBytes, maxSteps);
+    return this.keeping ? this.memoryBytes <= targetBytes : this.nodes.evict(targetBytes, maxSteps);
   }
 
   /** A handle for a record on disk whose body is not in memory. */
