@@ -46,10 +46,13 @@ native/build/loadgen: scripts/bench/loadgen.cc $(wildcard scripts/bench/loadgen-
 	@$(CXX) -std=c++17 -O2 -g -Wall -Wextra -Werror -o $@.tmp $< && mv $@.tmp $@
 
 # tsc keeps what it knows in dist/.tsbuildinfo; dist/.built says when all of it was good.
+# What sources that were moved or removed had become goes: a test among it would be run, and install takes it along.
 dist/.built: $(SOURCES) tsconfig.json package-lock.json
 	@mkdir -p dist
 	@echo 'compiling TypeScript'
 	@node_modules/.bin/tsc -p tsconfig.json --incremental --tsBuildInfoFile dist/.tsbuildinfo
+	@cd dist && find src test scripts -name '*.js' | while read -r built; do \
+	  [ -e "../$${built%.js}.ts" ] || rm -f "$$built" "$$built.map"; done
 	@touch $@
 
 dist/bin/lockstep dist/bin/lockstepd: scripts/setup/wrapper.sh
