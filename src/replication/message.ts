@@ -258,7 +258,7 @@ export function cleanSentence(words: string, most = MAX_SENTENCE): string {
   let clean = '';
   for (const char of words) {
     if (clean.length >= most - 5) return `${clean} ...`;
-    clean += char < ' ' || char === '\x7f' ? ' ' : char;
+    clean += char < ' ' || (char >= '\x7f' && char <= '\x9f') ? ' ' : char;
   }
   return clean;
 }

@@ -24,7 +24,7 @@ import type { DialerHello, LinkIdentity, ListenerHello, SessionKeys } from './he
 import { boundaryAt, durableLsn, placeOf, positionMessage, viewOf, viewOfPeer } from './history.js';
 import { obey } from './obey.js';
 import type { Message, MessageName } from './message.js';
-import { ack, AckFlag, cleanSentence, decodeMessage, FrameType as Type } from './message.js';
+import { ack, AckFlag, cleanSentence, decodeMessage, FrameType as Type, MAX_KEPT } from './message.js';
 import type { LinkOptions } from './options.js';
 import { isRefusal } from './options.js';
 import type { LinkCounters } from './outbox.js';
@@ -170,9 +170,11 @@ export class LinkSession implements FrameHandler {
       case Type.fetched:
         this.onFetched();
         return true;
-      case Type.state:
-        this.peerKept = this.read('state', at, bytes).kept ?? undefined;
+      case Type.state: {
+        const { kept } = this.read('state', at, bytes);
+        this.peerKept = kept === null ? undefined : cleanSentence(kept, MAX_KEPT);
         return true;
+      }
       case Type.goodbye: {
         const { code, message } = this.read('goodbye', at, bytes);
         this.finish(new PeerError(code, `node ${this.link.peer} says: ${cleanSentence(message)}`));

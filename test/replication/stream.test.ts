@@ -173,6 +173,22 @@ t.test('a new connection tells with its first ack why the peer had stopped apply
   t.strictSame(told.slice(0, 2), ['', reason], 'when shipping began, and with the first ack; nothing was sent');
 });
 
+t.test('the reason that a peer gives for not applying is shown as plain words, whatever it holds', async (t) => {
+  const rig = realRig(t);
+  const { a, b } = pair(rig);
+  a.links.start();
+  b.links.start();
+  rig.until(() => b.group.epochs.length === 1, 'the first record');
+  // A peer of another security domain sends what it likes, and an operator's terminal shows it.
+  const { connection } = b.links.link('a')!.incoming!;
+  const send = connection.send.bind(connection);
+  connection.send = (name, message, durable) => send(name, name === 'state' ? { kept: '\x1b[2Jall is well\r\n\x9b1m\x7f' } as never : message, durable);
+  b.group.answer = () => ({ kind: 'kept', reason: 'it does not know the operation "fold"' });
+  a.group.append(2, randomFrom(seed + 11));
+  rig.until(() => a.links.status()[0].reason !== '');
+  t.equal(a.links.status()[0].reason, 'b receives but does not apply:  [2Jall is well   1m ');
+});
+
 t.test('whenApplied answers when the peer has applied, at once when it has already', async (t) => {
   const rig = realRig(t);
   const { a, b } = pair(rig);
