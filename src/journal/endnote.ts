@@ -50,15 +50,15 @@ export class EndNote {
     assert(this.buffer >= 0, 'no arena room for a note');
   }
 
-  private get path(): string {
+  get path(): string {
     return `${this.directory}/${END_FILE}`;
   }
 
-  /** The LSN that is noted, or why there is none. Blocking; throws IoError. */
-  read(): number | string {
+  /** The LSN that is noted, or why it cannot be read; undefined when there is no note. Blocking; throws IoError. */
+  read(): number | string | undefined {
     const { io, arena } = this.reactor;
     const fd = io.open(this.path, O.RDONLY | O.CLOEXEC, 0);
-    if (fd === -Errno.ENOENT) return `${this.path}, which says how far the journal goes, is not there`;
+    if (fd === -Errno.ENOENT) return undefined;
     must(fd, 'open', this.path);
     const { u8, view } = arena;
     const at = this.buffer;

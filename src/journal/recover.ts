@@ -22,7 +22,7 @@
  *   segment header damaged (sectors are never torn)       CorruptionError, if the segment continues the journal
  *   valid batches behind the torn one                     erased with the rest
  *   volatile: ends below the note of its end, or no note  CorruptionError: in memory nothing is torn but a batch that
- *                                                         nobody was told of
+ *                                                         nobody was told of. Older versions noted nothing
  *   power fails again during all this                     the next recovery does the same
  *
  * Every file is read, written and erased within its own size: the configured one
@@ -38,6 +38,7 @@ import { IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { assert } from '../base/assert.js';
 import { JournalDamage } from './damage.js';
+import type { EndNote } from './endnote.js';
 import { batch, BATCH_MAGIC, checkBatchShape, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, SEGMENT_HEADER_BYTES, usedHeaderBytes } from './format.js';
 import type { Journal } from './journal.js';
 import type { Position } from './position.js';
@@ -80,11 +81,7 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
   const out = new Uint32Array(2);
   let durable = input.durableLsn;
   for (const segment of found) durable = Math.max(durable, segment.durableMark);
-  if (journal.end !== undefined && input.until === undefined) {
-    const noted = journal.end.read();
-    if (typeof noted === 'string') throw new JournalDamage(journal.options.directory, 0, noted);
-    durable = Math.max(durable, noted);
-  }
+  if (journal.end !== undefined && input.until === undefined) durable = Math.max(durable, notedEnd(journal, journal.end, found));
 
   let position = input.from;
   let segment = firstSegment(found, position.lsn);
@@ -167,6 +164,15 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
   } finally {
     arena.release(window);
   }
+}
+
+/** How far a volatile journal goes, as it was noted; 0 when it was written by a version that noted nothing. */
+function notedEnd(journal: Journal, note: EndNote, found: readonly FoundSegment[]): number {
+  const noted = note.read();
+  if (typeof noted === 'number') return noted;
+  // Headers have said how long their file is for as long as there are notes.
+  if (noted === undefined && found.every(({ header }) => header === undefined || header.bytes === 0)) return 0;
+  throw new JournalDamage(journal.options.directory, 0, noted ?? `${note.path}, which says how far the journal goes, is not there`);
 }
 
 /** Reads from `pos` on, not beyond the segment's own end; returns how many bytes that are. */

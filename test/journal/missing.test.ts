@@ -7,7 +7,7 @@ import t from 'tap';
 import { CorruptionError } from '../../src/base/errors.js';
 import { KIB } from '../../src/base/units.js';
 import { O } from '../../src/io/io.js';
-import { NEXT_OFFSET, SECTOR_BYTES } from '../../src/journal/format.js';
+import { decodeSegmentHeader, encodeSegmentHeader, NEXT_OFFSET, SECTOR_BYTES } from '../../src/journal/format.js';
 import type { CrashKind } from '../sim/world.js';
 import { DIRECTORY, JournalRig } from './rig.js';
 
@@ -241,4 +241,23 @@ t.test('a recovery names followers that nobody named: an older version, or one w
     rig.node.disk.rename(`${DIRECTORY}/away`, path);
   }
   t.equal(outcome(rig), rig.known[9].after.lsn);
+});
+
+t.test('a volatile journal of a version that noted no end is recovered, and has a note from then on', async (t) => {
+  const rig = build(true);
+  t.teardown(() => rig.dispose());
+  rig.crash('kill');
+  for (const i of [0, 4, 8]) {
+    const { path } = rig.known[i];
+    const bytes = whole(rig, path).fill(0, NEXT_OFFSET, NEXT_OFFSET + SECTOR_BYTES);
+    const header = decodeSegmentHeader(bytes, 0);
+    if (typeof header === 'string') throw new Error(header);
+    // Nor did it say how long the file is.
+    encodeSegmentHeader(bytes, 0, { ...header, bytes: 0 });
+    write(rig, path, bytes);
+  }
+  rig.node.disk.unlink(END);
+  t.equal(outcome(rig), rig.known[9].after.lsn);
+  rig.node.disk.corrupt(END, 33, 1);
+  t.match(outcome(rig), /end cannot be read/);
 });
