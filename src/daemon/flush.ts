@@ -30,6 +30,11 @@ export function flush(reactor: Reactor, group: Group, upTo: 'durable' | 'destage
       once.failed(new OperatorError('group/stopped', group.roleReason));
       return;
     }
+    if (group.content !== content) {
+      // Nothing moves on the one that this began with.
+      once.failed(new OperatorError('group/busy', `group ${group.name} was taken back to an earlier position meanwhile; try again`));
+      return;
+    }
     if (content.store.pending.blocks > 0 && content.destagedLsn < lsn) {
       content.destager.request();
     } else if (upTo === 'destaged' || content.checkpointer.committedAt.lsn >= lsn) {

@@ -1,0 +1,28 @@
+/** `flush` of a group whose content is exchanged while it waits. */
+import t from 'tap';
+import { Caller } from '../../src/base/caller.js';
+import { flush } from '../../src/daemon/flush.js';
+
+/** What `flush` reads of a content on which nothing moves any more. */
+const still = () => ({
+  appliedLsn: 100, destagedLsn: 0, journal: { appendedLsn: 100 }, store: { pending: { blocks: 1 } }, destager: { request: () => undefined },
+  checkpointer: { committedAt: { lsn: 0 } }, requestCheckpoint: () => undefined,
+});
+
+t.test('a flush that waits for a content that was taken back ends, and says so', async (t) => {
+  const timers: (() => void)[] = [];
+  const reactor = { after: (_us: number, hook: () => void) => timers.push(hook), cancel: () => undefined, again: () => undefined };
+  const group = {
+    name: 'g', role: 'secondary', closed: false, content: still(),
+    operations: { whenDurable: (_lsn: number, done: (error: undefined) => void) => { done(undefined); return () => undefined; } },
+  };
+  const ends: string[] = [];
+  flush(reactor as never, group as never, 'checkpoint', { done: () => ends.push('done'), failed: (error) => ends.push(String(error)), caller: new Caller() });
+  timers.shift()!();
+  t.same(ends, [], 'it waits');
+  // Its secondary was rewound: the group has another content, and the old one is closed.
+  group.content = still();
+  timers.shift()!();
+  t.match(ends, ['OperatorError: group g was taken back to an earlier position meanwhile; try again']);
+  t.equal(timers.length, 0, 'nothing waits any more');
+});
