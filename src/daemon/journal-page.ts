@@ -13,6 +13,7 @@ import { encodeSums } from '../group/tree/fieldsums.js';
 import { decodeMarker, operationVerb } from '../group/tree/record.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
+import { boundaryIn } from '../journal/boundary.js';
 import { batch, checkBatchShape, entry, MAX_BATCH_BYTES, RecordKind, recordKindName } from '../journal/format.js';
 import { meteredFields } from './metering.js';
 
@@ -67,10 +68,15 @@ export function journalPage(
     while (lsn < end && records.length < request.limit) {
       const at = window + lsn - start;
       if (lsn - start + 4096 > bytes) break;
-      const problem = checkBatchShape(view, at);
-      if (problem !== undefined) return from === start && lsn === start ? `LSN ${from} is not the start of a batch; name the LSN of a page's end, or omit it` : problem;
+      // What a client wrote may look like a batch, and `from` may name it.
+      let problem = checkBatchShape(view, at);
       const total = batch.totalBytes(view, at);
-      if (lsn - start + total > bytes) break;
+      if (problem === undefined && lsn + total > segment.endLsn) problem = 'the batch does not fit its segment';
+      if (problem === undefined) {
+        if (lsn - start + total > bytes) break;
+        if (boundaryIn(reactor, at, total, lsn) === undefined) problem = 'the header of the batch is damaged';
+      }
+      if (problem !== undefined) return from === start && lsn === start ? `LSN ${from} is not the start of a batch; name the LSN of a page's end, or omit it` : problem;
       for (let i = 0; i < batch.count(view, at); i++) {
         const record = decodeRecord(group, at, lsn, i, u8, view);
         if (record.lsn >= from && record.lsn < end) records.push(record);
