@@ -15,7 +15,7 @@
  */
 
 /** Open flags, Linux values. */
-export const O = { RDONLY: 0, WRONLY: 1, RDWR: 2, CREAT: 0o100, EXCL: 0o200, TRUNC: 0o1000, DIRECTORY: 0o200000, CLOEXEC: 0o2000000 } as const;
+export const O = { RDONLY: 0, WRONLY: 1, RDWR: 2, CREAT: 0o100, EXCL: 0o200, TRUNC: 0o1000, DIRECTORY: 0o200000, NOATIME: 0o1000000, CLOEXEC: 0o2000000 } as const;
 
 /** epoll event bits, Linux values. */
 export const Ready = { IN: 1, OUT: 4, ERR: 8, HUP: 16, RDHUP: 0x2000 } as const;

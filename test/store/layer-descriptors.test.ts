@@ -1,6 +1,7 @@
 /** How many layer files are open at a time, and which one goes for another. */
 import t from 'tap';
 import { Errno, IoError } from '../../src/base/errors.js';
+import { O } from '../../src/io/io.js';
 import type { Io } from '../../src/io/io.js';
 import { LayerTable, type Layer } from '../../src/store/layers.js';
 
@@ -9,11 +10,13 @@ class Descriptors {
   readonly open = new Set<number>();
   opens = 0;
 
-  constructor(public limit: number) {}
+  /** `foreign`: the files are somebody else's, so that the kernel refuses to leave their times alone. */
+  constructor(public limit: number, private readonly foreign = false) {}
 
   get io(): Io {
     return {
-      open: (): number => {
+      open: (_path: string, flags: number): number => {
+        if (this.foreign && (flags & O.NOATIME) !== 0) return -Errno.EPERM;
         if (this.open.size >= this.limit) return -Errno.EMFILE;
         let fd = 3;
         while (this.open.has(fd)) fd++;
@@ -42,6 +45,12 @@ t.test('as many layers are open as may be, and every one can be read', async (t)
   t.equal(descriptors.open.size, 40);
   table.close();
   t.equal(descriptors.open.size, 0);
+});
+
+t.test('files of another owner are opened all the same', async (t) => {
+  const { table, layers } = tableOf(10, new Descriptors(1000, true), 4);
+  for (const layer of layers) t.ok(table.descriptor(layer) >= 3);
+  table.close();
 });
 
 t.test('a layer that is read all the time stays open while others come and go', async (t) => {
