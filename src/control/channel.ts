@@ -79,7 +79,7 @@ export class ControlChannel implements ControlPort {
   }
 
   /** Rejects what is under way and everything after; idempotent. */
-  close(why: ControlFailure = { kind: 'operator', code: 'daemon/closing', message: 'the daemon is shutting down' }): void {
+  close(why: ControlFailure = { kind: 'io', code: 'daemon/closing', message: 'the daemon is shutting down' }): void {
     if (this.closed !== undefined) return;
     this.closed = why;
     this.port.close();

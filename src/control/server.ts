@@ -19,11 +19,13 @@ import type { Log } from '../base/log.js';
 import { VERSION } from '../base/version.js';
 import { receiveImport, sendExport } from './carry-stream.js';
 import { failureOf } from './channel.js';
+import { REQUEST_CLOSING, takenBack } from './closing.js';
 import { HTTP_LIMITS, HttpError, hardenedServer, readJson, sendJson, sendText, usage } from './http.js';
 import type { HttpLimits } from './http.js';
 import { streamJournal } from './journal-stream.js';
 import { Metrics } from './metrics.js';
 import type { ControlFailure, ControlPort } from './port.js';
+import { ControlError } from './port.js';
 import { matchRoute } from './routes.js';
 import type { VersionReply } from './schema/replies.js';
 
@@ -39,9 +41,15 @@ export interface ControlServerOptions {
   readonly followMs?: number;
 }
 
+/** A stop waits so long, at the most, for the answers of what was under way to reach their clients. */
+const ANSWER_MS = 1000;
+
 export class ControlServer {
   private readonly servers: Server[] = [];
   private readonly closing = new AbortController();
+  /** Of each request that has not been answered: aborts when it is, or when its client has gone. */
+  private readonly unanswered = new Set<AbortSignal>();
+  private closed: Promise<void> | undefined;
   private readonly metrics: Metrics;
   private readonly limits: HttpLimits;
 
@@ -69,16 +77,26 @@ export class ControlServer {
     return bound === null || bound === undefined ? undefined : { kind: 'tcp', host: bound.address, port: bound.port };
   }
 
-  /** Ends streams and connections, removes the socket; idempotent. */
-  async close(): Promise<void> {
+  /**
+   * Listens no more, removes the socket, ends streams and what waits with `daemon/closing`, and then connections, after
+   * ANSWER_MS also those of clients that have not taken their answer; idempotent.
+   */
+  close(): Promise<void> {
+    return (this.closed ??= this.end());
+  }
+
+  private async end(): Promise<void> {
     this.closing.abort();
-    await Promise.all(
-      this.servers.splice(0).map((server) => {
-        const closed = new Promise<void>((resolve) => server.close(() => resolve()));
-        server.closeAllConnections();
-        return closed;
-      }),
-    );
+    const servers = this.servers.splice(0);
+    const closed = servers.map((server) => new Promise<void>((resolve) => server.close(() => resolve())));
+    let timer: NodeJS.Timeout | undefined;
+    await Promise.race([
+      Promise.all([...this.unanswered].map((answered) => once(answered, 'abort'))),
+      new Promise((resolve) => (timer = setTimeout(resolve, ANSWER_MS))),
+    ]);
+    clearTimeout(timer);
+    for (const server of servers) server.closeAllConnections();
+    await Promise.all(closed);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -105,6 +123,7 @@ export class ControlServer {
       const path = (request.url ?? '').split('?')[0];
       if (path !== '/metrics') throw usage('only /metrics is served here', 404, 'request/route');
       if (request.method !== 'GET') throw usage('/metrics answers GET only', 405, 'request/method');
+      this.track(signalsOf(request, response, this.closing.signal).gone);
       await this.answerMetrics(response);
     });
     await listening(server, () => server.listen(address.port, address.host), formatAddress(address));
@@ -115,10 +134,16 @@ export class ControlServer {
     // A body that nobody reads must not keep the connection.
     if (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) > 0) response.shouldKeepAlive = false;
     const { route, params, query } = matchRoute(request.method ?? '', request.url ?? '');
-    response.once('finish', () => this.metrics.countRequest(`${route.method} ${route.path}`, response.statusCode));
-    const gone = goneSignal(request, response);
+    response.once('finish', () => {
+      this.metrics.countRequest(`${route.method} ${route.path}`, response.statusCode);
+      if (this.closing.signal.aborted) request.socket.end();
+    });
+    const { gone, ended } = signalsOf(request, response, this.closing.signal);
     const action = route.action(params, route.body ? await readJson(request, this.limits) : query);
-    const stream = { port: this.options.port, gone, closing: this.closing.signal, failed: httpError };
+    // A client that still writes the body of an import loses its answer when the connection is closed before it hangs up.
+    this.track(action.kind === 'import' ? hungUp(request) : gone);
+    const failed = (error: unknown): unknown => httpError(takenBack(error) && !gone.aborted ? new ControlError(REQUEST_CLOSING) : error);
+    const stream = { port: this.options.port, gone, ended, failed };
     switch (action.kind) {
       case 'export':
         return sendExport(response, action.request, action.follow, stream);
@@ -130,12 +155,17 @@ export class ControlServer {
         return this.answerMetrics(response);
       case 'journal':
         return streamJournal(response, {
-          port: this.options.port, request: action.request, follow: action.follow, pollMs: this.options.followMs ?? 200,
-          gone, closing: this.closing.signal, failed: (error) => httpError(error),
+          ...stream, request: action.request, follow: action.follow, pollMs: this.options.followMs ?? 200,
         });
       case 'call':
-        return sendJson(response, action.status, await this.options.port.call(action.request, gone).catch((error: unknown) => { throw httpError(error); }));
+        return sendJson(response, action.status, await this.options.port.call(action.request, ended).catch((error: unknown) => { throw failed(error); }));
     }
+  }
+
+  /** A stop waits for it. */
+  private track(answered: AbortSignal): void {
+    this.unanswered.add(answered);
+    answered.addEventListener('abort', () => this.unanswered.delete(answered), { once: true });
   }
 
   private async answerMetrics(response: ServerResponse): Promise<void> {
@@ -144,17 +174,34 @@ export class ControlServer {
   }
 }
 
-/** Aborts when the answer can reach nobody any more: the client was killed, or has closed its connection. */
-function goneSignal({ socket }: IncomingMessage, response: ServerResponse): AbortSignal {
+/**
+ * `gone` aborts when the answer can reach nobody any more: it was given, the client was killed, or has closed its
+ * connection. `ended` aborts then, too, and when `closing` does.
+ */
+function signalsOf({ socket }: IncomingMessage, response: ServerResponse, closing: AbortSignal): { readonly gone: AbortSignal; readonly ended: AbortSignal } {
   const gone = new AbortController();
-  const leave = (): void => gone.abort();
+  const ended = new AbortController();
+  const end = (): void => ended.abort();
+  const leave = (): void => {
+    socket.off('close', leave);
+    closing.removeEventListener('abort', end);
+    gone.abort();
+    end();
+  };
   // An answer that waits behind another one of its connection does not hear of the connection's end by itself.
   socket.setMaxListeners(0).once('close', leave);
-  response.once('close', () => {
-    socket.off('close', leave);
-    leave();
-  });
-  return gone.signal;
+  response.once('close', leave);
+  // By hand: AbortSignal.any would leave something of every request behind in `closing`.
+  closing.addEventListener('abort', end, { once: true });
+  if (closing.aborted) end();
+  return { gone: gone.signal, ended: ended.signal };
+}
+
+/** Aborts when the connection has ended. */
+function hungUp({ socket }: IncomingMessage): AbortSignal {
+  const over = new AbortController();
+  socket.setMaxListeners(0).once('close', () => over.abort());
+  return over.signal;
 }
 
 /** The HTTP status of a failure of the data path. */

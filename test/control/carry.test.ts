@@ -221,7 +221,7 @@ t.test('the time limit of requests does not hold for the body of an import', asy
   t.equal(port.calls.filter((call) => call.op === 'importPush').length, 2);
 });
 
-t.test('streams end when the server closes', async (t) => {
+t.test('streams end when the server closes, and say so', async (t) => {
   const { port, client, server } = await setup(t);
   port.answers.exportPage = async (request) => {
     await new Promise((done) => setImmediate(done));
@@ -233,8 +233,32 @@ t.test('streams end when the server closes', async (t) => {
     yield new Uint8Array(10);
     await new Promise<void>((resolve) => (stuck = resolve));
   };
-  const writer = collect(client.importJournal('g', endless()));
+  const writer = client.importJournal('g', endless());
+  const first = await writer.next();
+  t.match(first.value, { position: POSITION });
   await waitFor('both are under way', () => ['exportPage', 'importPush'].every((op) => port.calls.some((call) => call.op === op)));
-  await Promise.all([t.rejects(reader, ControlError), t.rejects(writer, ControlError), server.close()]);
+  const told: ImportState[] = [];
+  port.answers.importEnd = () => importState({ position: POSITION.replace(':900000:', ':910000:'), whole: true });
+  await Promise.all([
+    t.rejects(reader, { code: 'daemon/closing', message: /cursor tape keeps what is not acknowledged/ }),
+    t.rejects((async () => {
+      for await (const state of writer) told.push(state);
+    })(), { code: 'daemon/closing', message: /up to the position told last is durable/ }),
+    server.close(),
+  ]);
+  t.equal(told.at(-1)?.position, POSITION.replace(':900000:', ':910000:'), 'what was taken is durable, and told');
   stuck();
+});
+
+t.test('an import whose push waits for room ends when the server closes', async (t) => {
+  const { port, client, server } = await setup(t);
+  let refuse: (error: Error) => void = () => undefined;
+  port.answers.importPush = () => new Promise<never>((_resolve, reject) => (refuse = reject));
+  port.answers.importEnd = () => {
+    refuse(failure('import/ended', 'over'));
+    return importState();
+  };
+  const running = collect(client.importJournal('g', input(100, 60_000)));
+  await waitFor('a push waits', () => port.calls.some((call) => call.op === 'importPush'));
+  await Promise.all([t.rejects(running, { code: 'daemon/closing' }), server.close()]);
 });

@@ -78,9 +78,12 @@ export class FakePort implements ControlPort {
     this.gone.push(gone);
     const answer = (this.answers as Record<string, ((request: ControlRequest) => unknown) | undefined>)[request.op];
     const left = new Promise<never>((_resolve, reject) => {
-      gone?.addEventListener('abort', () => reject(new ControlError({ kind: 'operator', code: 'control/gone', message: 'whoever asked has gone' })), { once: true });
+      const leave = (): void => reject(new ControlError({ kind: 'operator', code: 'control/gone', message: 'whoever asked has gone' }));
+      gone?.addEventListener('abort', leave, { once: true });
+      if (gone?.aborted === true) leave();
     });
     left.catch(() => undefined);
+    if (gone?.aborted === true) return left;
     return (await Promise.race([(answer ?? this.fallback)(request), left])) as ReplyOf<R>;
   }
 

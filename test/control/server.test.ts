@@ -306,15 +306,52 @@ t.test('an error of the first page is an HTTP error, a later one the last line',
   t.strictSame(JSON.parse(text.trim().split('\n')[1]), { error: { code: 'journal/not-retained', message: 'LSN 5 is no longer retained', kind: 'operator' } });
 });
 
-t.test('closing ends streams and requests under way, and removes the socket', async (t) => {
+t.test('closing takes back what is under way, says so to those who wait, and removes the socket', async (t) => {
   const { port, socket, server } = await setup(t);
   port.answers.restore = () => new Promise(() => {});
-  const hanging = ask(socket, 'POST', '/v1/groups/g/restore', '{"target":"a","source":"b"}').then(() => 'answered', () => 'cut');
+  // Pages without end; time for others between them.
+  port.answers.journal = async ({ from }) => {
+    await new Promise((resolve) => setImmediate(resolve));
+    return { records: [record(from ?? 100)], next: (from ?? 100) + 100, appended: 2 ** 50, end: false };
+  };
+  const hanging = ask(socket, 'POST', '/v1/groups/g/restore', '{"target":"a","source":"b"}');
   await waitFor('the request is under way', () => port.calls.length === 1);
+  const dump = ask(socket, 'GET', '/v1/groups/g/journal');
+  await waitFor('a dump is under way', () => port.calls.length > 3);
+  const follow = ask(socket, 'GET', '/v1/groups/g/journal?follow=true');
+  await waitFor('both are under way', () => port.calls.filter((call) => call.op === 'journal' && call.to === null).length > 3);
   await server.close();
   await server.close();
-  t.equal(await hanging, 'cut');
+  const answer = await hanging;
+  t.equal(answer.status, 503);
+  t.match(answer.json, { error: { code: 'daemon/closing', kind: 'io', message: /shutting down .*appended by now stays, one that was not is not done any more .*lockstep operations/ } });
+  t.ok(port.gone[0]?.aborted, 'the call is taken back');
+  for (const stream of [dump, follow]) {
+    const last = (await stream).text.trim().split('\n').at(-1) ?? '';
+    t.match(JSON.parse(last), { error: { code: 'daemon/closing', message: /told up to LSN \d+; ask from there/ } });
+  }
   t.notOk(existsSync(socket));
+});
+
+t.test('closing does not wait for ever for a client that takes no answer, or sends no whole request', async (t) => {
+  const { port, socket, server } = await setup(t);
+  port.answers.journal = ({ from }) => ({ records: Array.from({ length: 500 }, (_, i) => record((from ?? 0) + i)), next: (from ?? 0) + 500, appended: 10_000_000, end: false });
+  const deaf = createConnection(socket).on('error', () => undefined).pause();
+  deaf.write('GET /v1/groups/g/journal HTTP/1.1\r\nhost: x\r\n\r\n');
+  const half = createConnection(socket).on('error', () => undefined).resume();
+  half.write('POST /v1/groups/g/flush HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{"up');
+  const silent = createConnection(socket).on('error', () => undefined).resume();
+  await ask(socket, 'GET', '/v1/version');
+  let calls = -1;
+  await waitFor('the stream waits for its reader', async () => {
+    const before = calls;
+    for (let i = 0; i < 20; i++) await ask(socket, 'GET', '/v1/version');
+    calls = port.calls.length;
+    return calls > 0 && before === calls;
+  });
+  await server.close();
+  t.notOk(existsSync(socket));
+  for (const connection of [deaf, half, silent]) connection.destroy();
 });
 
 t.test('the socket is for its owner only, and a stale one is replaced', async (t) => {

@@ -2,7 +2,9 @@
  * Real daemons whose callers go: the CLI is killed or interrupted, a control
  * connection is dropped. A halt is lifted at once, what was not appended is not
  * done any more, what was stays, and nothing goes on waiting in the daemon.
+ * And the other way round: a daemon that stops tells those who wait for it.
  */
+import { readFileSync } from 'node:fs';
 import { request as httpRequest } from 'node:http';
 import t from 'tap';
 import { MIB } from '../../src/base/units.js';
@@ -126,4 +128,42 @@ t.test('a flush that cannot end yet ends with its caller', async (t) => {
   await waitFor('nothing waits', async () => (await underWay(secondary)) === 0, 10_000);
   t.ok((await secondary.group('g')).lsn.stable < lsn.appended, 'it could not have ended by itself');
   await client.disconnect();
+});
+
+t.test('a daemon that is stopped says so to everybody who waits', async (t) => {
+  await waitFor('connected', async () => (await primary.group('g')).links[0].state === 'streaming');
+  const { pid } = secondary;
+  process.kill(pid, 'SIGSTOP');
+  const calls: { name: string; says: RegExp; output: string; cli: RunningProcess }[] = [];
+  const call = (says: RegExp, ...args: string[]): void => {
+    const output = `${directory}/closing-${calls.length}.log`;
+    calls.push({ name: args.join(' '), says, output, cli: startProcess(process.execPath, [CLI, '--socket', primary.controlSocket, ...args], { log: output }) });
+  };
+  try {
+    call(/appended by now stays.*lockstep operations/, 'snapshot', 'g/b@closing', '--wait=applied', '--wait-timeout', '600');
+    await waitFor('one snapshot is made', async () => (await primary.control.devices('g')).devices.some((device) => device.name === 'b@closing'));
+    call(/one that was not is not done any more/, 'snapshot', 'g/a@halted', '--halt', '--wait-timeout', '600');
+    await waitFor('writers wait for the other', async () => (await primary.group('g')).journal.stalled === 'writers wait for an operation with --halt');
+    call(/ends this request without an answer/, 'drain', 'g', '--timeout', '600');
+    call(/cursor q keeps what is not acknowledged/, 'journal', 'export', 'g', '--cursor', 'q', '--follow');
+    call(/told up to LSN \d+/, 'journal', 'dump', 'g', '--follow');
+    // The dump has a head before its first record.
+    await waitFor('both streams have begun', () => readFileSync(calls[3].output).length > 0 && readFileSync(calls[4].output, 'latin1').split('\n').length > 2);
+    // Both snapshots, the drain, and the next page of the export.
+    await waitFor('all wait', async () => (await underWay(primary)) >= 4);
+    await primary.stop();
+    t.equal(await primary.exitCode(), 0);
+    for (const { name, says, output, cli } of calls) {
+      t.match(await cli.ended, { code: 1 }, name);
+      const last = readFileSync(output, 'latin1').trimEnd().split('\n').at(-1) ?? '';
+      t.match(last, /the daemon is shutting down/, name);
+      t.match(last, says, name);
+    }
+  } finally {
+    process.kill(pid, 'SIGCONT');
+  }
+  await primary.start();
+  const { devices } = await primary.control.devices('g');
+  t.ok(devices.some((device) => device.name === 'b@closing'), 'what was appended stays');
+  t.notOk(devices.some((device) => device.name === 'a@halted'), 'what was not is not done');
 });
