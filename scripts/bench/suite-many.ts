@@ -9,6 +9,7 @@ import { formatSize } from '../../src/base/units.js';
 import { prepareSingle, type TestNode } from '../../test/harness/node.js';
 import { waitFor } from '../../test/harness/process.js';
 import { fill, load, type Target } from './measure.js';
+import { startServer } from './servers.js';
 import { median, quantile, short, table } from './statistics.js';
 import type { BenchOptions } from './options.js';
 
@@ -80,12 +81,15 @@ export async function runMany(options: BenchOptions): Promise<{ missed: string[]
   const deep = prepareSingle(directory, { name: 'deep', journalSize: '1G', segmentSize: '64M' });
   const created: Change[] = [];
   const removed: Change[] = [];
-  const reads: Record<string, number[]> = { flat: [], deep: [] };
+  const reads: Record<string, number[]> = { flat: [], deep: [], nbdkit: [] };
   const restarts: number[] = [];
   const flatRestarts: number[] = [];
   const lines: string[] = [];
   const missed: string[] = [];
+  // What a good C server does with one file that has no snapshots.
+  const peer = await startServer('nbdkit', options);
   try {
+    await fill(peer, options.volumeBytes);
     for (const node of [flat, deep]) {
       await node.start();
       await node.control.createVolume('g', { name: 'vol', size: options.volumeBytes });
@@ -110,10 +114,11 @@ export async function runMany(options: BenchOptions): Promise<{ missed: string[]
     const after = { flat: await memory(flat), deep: await memory(deep) };
     const grown = (of: keyof Memory): number => (after.deep[of] - before.deep[of] - (after.flat[of] - before.flat[of])) / snapshots;
 
-    for (const node of [flat, deep]) await load(targetOf(node), ['--op', 'read', '--sequential', '--block', '1M', '--depth', '4', '--count', String(options.volumeBytes / 2 ** 20)]);
+    const readers = [{ name: 'flat', target: targetOf(flat) }, { name: 'deep', target: targetOf(deep) }, { name: 'nbdkit', target: peer }];
+    for (const { target } of readers) await load(target, ['--op', 'read', '--sequential', '--block', '1M', '--depth', '4', '--count', String(options.volumeBytes / 2 ** 20)]);
     for (let round = 0; round < options.rounds; round++) {
-      for (const node of round % 2 === 0 ? [flat, deep] : [deep, flat]) {
-        reads[node.name].push((await load(targetOf(node), ['--op', 'read', '--depth', '32', '--seconds', String(options.seconds), '--seed', String(round + 1)])).requestsPerSecond);
+      for (const { name, target } of round % 2 === 0 ? readers : [...readers].reverse()) {
+        reads[name].push((await load(target, ['--op', 'read', '--depth', '32', '--seconds', String(options.seconds), '--seed', String(round + 1)])).requestsPerSecond);
       }
     }
     const ratio = median(reads.deep) / median(reads.flat);
@@ -142,7 +147,7 @@ export async function runMany(options: BenchOptions): Promise<{ missed: string[]
       ['remove, as its caller sees it (durable)', ...ends(removed, (one) => one.roundTripMs)],
       ['remove, data thread', ...ends(removed, (one) => one.dataThreadMs)],
     ]));
-    lines.push(`\n4 KiB random read, depth 32, ${options.rounds} interleaved rounds: ${short(median(reads.deep) / 1000)} k/s with them, ${short(median(reads.flat) / 1000)} k/s without: ratio ${ratio.toFixed(3)}, floor ${READ_FLOOR}`);
+    lines.push(`\n4 KiB random read, depth 32, ${options.rounds} interleaved rounds: ${short(median(reads.deep) / 1000)} k/s with them, ${short(median(reads.flat) / 1000)} k/s without: ratio ${ratio.toFixed(3)}, floor ${READ_FLOOR}; nbdkit with one file: ${short(median(reads.nbdkit) / 1000)} k/s, ratio ${(median(reads.deep) / median(reads.nbdkit)).toFixed(2)}`);
     lines.push(`restart after SIGKILL until a snapshot is read: ${restarts.map((one) => short(one)).join(', ')} s, limit ${RESTART_LIMIT_SECONDS} (without snapshots: ${flatRestarts.map((one) => short(one)).join(', ')} s)`);
     lines.push(`memory per snapshot: ${formatSize(grown('residentBytes'))} resident, of it ${formatSize(grown('mapBytes'))} of map; resident ${formatSize(after.deep.residentBytes)} with all of them, ${formatSize(end.residentBytes)} after`);
     lines.push(`space of layers and maps: ${formatSize(spaceBefore)} before, ${formatSize(spaceFull)} with all of them, ${formatSize(spaceAfter)} ${short(backSeconds)} s after the last was removed`);
@@ -153,7 +158,7 @@ export async function runMany(options: BenchOptions): Promise<{ missed: string[]
     if (!(Math.max(...restarts) < RESTART_LIMIT_SECONDS)) missed.push(`many: a restart took ${short(Math.max(...restarts))} s, limit ${RESTART_LIMIT_SECONDS}`);
     if (!back) missed.push(`many: of ${formatSize(spaceFull - spaceBefore)} that the snapshots took only ${formatSize(spaceFull - spaceAfter)} came back in ${SPACE_WAIT_MS / 1000} s`);
   } finally {
-    await Promise.all([flat.stop(), deep.stop()]);
+    await Promise.all([flat.stop(), deep.stop(), peer.stop()]);
   }
   console.log(lines.join('\n'));
   return { missed, created, removed, reads, restarts };
