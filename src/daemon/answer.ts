@@ -16,26 +16,37 @@ export interface Answer {
   readonly caller: Caller;
 }
 
+export interface EndingAnswer extends Answer {
+  /** `takeBack` ends a wait for this answer: called once, when the answer comes to its end, or at once if it has. */
+  alsoEnd(takeBack: () => void): void;
+}
+
 /**
  * An answer in place of `answer` for something that has to be ended or taken
- * back: `ended` is called once, before `answer` is, in whatever way it comes to
- * its end; with true when the caller went first. What comes later is dropped.
+ * back: in whatever way it comes to its end, what `alsoEnd` was told of is ended
+ * first, then `ended` is called, with true when the caller went first, then
+ * `answer`; each once. What comes later is dropped.
  */
-export function endingOnce(answer: Answer, ended: (gone: boolean) => void): Answer {
+export function endingOnce(answer: Answer, ended?: (gone: boolean) => void): EndingAnswer {
   let over = false;
-  let forget: () => void = () => undefined;
+  const waits: (() => void)[] = [];
   const end = (gone: boolean, pass: () => void): void => {
     if (over) return;
     over = true;
-    forget();
-    ended(gone);
+    for (const takeBack of waits) takeBack();
+    ended?.(gone);
     pass();
   };
-  forget = answer.caller.onGone(() => end(true, () => answer.failed(callerGone())));
+  const alsoEnd = (takeBack: () => void): void => {
+    if (over) takeBack();
+    else waits.push(takeBack);
+  };
+  alsoEnd(answer.caller.onGone(() => end(true, () => answer.failed(callerGone()))));
   return {
     done: (reply) => end(false, () => answer.done(reply)),
     failed: (error) => end(false, () => answer.failed(error)),
     caller: answer.caller,
+    alsoEnd,
   };
 }
 

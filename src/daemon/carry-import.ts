@@ -66,18 +66,15 @@ export class Imports {
   /** The position is what an acknowledgement waits for, and a writer for that: it is told as soon as it moves. */
   state(request: ImportStateRequest, answer: Answer): void {
     const { importer } = this.session(request.session);
-    let remove: () => void = () => undefined;
+    const once = endingOnce(answer);
     const timer = this.reactor.after(request.waitSeconds * 1e6, () => look(true));
-    const once = endingOnce(answer, () => {
-      remove();
-      this.reactor.cancel(timer);
-    });
+    once.alsoEnd(() => void this.reactor.cancel(timer));
     const look = (over: boolean): void => caught(once, () => {
       this.session(request.session);
       const state = stateOf(importer);
       if (over || state.position !== request.told) once.done(state);
     });
-    remove = importer.onMoved(() => look(false));
+    once.alsoEnd(importer.onMoved(() => look(false)));
     look(false);
   }
 

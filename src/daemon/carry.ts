@@ -78,7 +78,6 @@ function position(group: Group, answer: Answer): void {
     answer.done(reply);
     return;
   }
-  let cancel: () => void = () => undefined;
-  const once = endingOnce(answer, () => cancel());
-  cancel = group.operations.whenDurable(here.lsn, (error) => (error === undefined ? once.done(reply) : once.failed(error)));
+  const once = endingOnce(answer);
+  once.alsoEnd(group.operations.whenDurable(here.lsn, (error) => (error === undefined ? once.done(reply) : once.failed(error))));
 }

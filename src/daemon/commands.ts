@@ -123,9 +123,8 @@ export class Commands {
 
   private sizes(group: Group, answer: Answer): void {
     if (!group.hasContent) throw new OperatorError('group/stopped', `group ${group.name} has no devices on this node yet`);
-    let cancel: () => void = () => undefined;
-    const once = endingOnce(answer, () => cancel());
-    cancel = group.content.sizes.ask((result) => (result instanceof OperatorError ? once.failed(result) : once.done({ group: group.name, ...result, devices: [...result.devices] })));
+    const once = endingOnce(answer);
+    once.alsoEnd(group.content.sizes.ask((result) => (result instanceof OperatorError ? once.failed(result) : once.done({ group: group.name, ...result, devices: [...result.devices] }))));
   }
 
   private group(name: string): Group {

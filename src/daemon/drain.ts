@@ -6,10 +6,9 @@
 
 import type { Group } from '../group/group.js';
 import type { Reactor } from '../io/reactor.js';
-import type { TimerId } from '../io/timers.js';
 import type { Answer } from './answer.js';
-import { endingOnce } from './answer.js';
 import type { Links } from './links.js';
+import { pollOnceDurable } from './polling.js';
 
 const POLL_US = 5_000;
 
@@ -35,18 +34,9 @@ export function drain(reactor: Reactor, group: Group, links: Links, limitUs: num
   }
   const { lsn } = group.position;
   const until = reactor.nowUs + limitUs;
-  let timer: TimerId | undefined;
-  let cancel: () => void = () => undefined;
-  const once = endingOnce(answer, () => {
-    cancel();
-    if (timer !== undefined) reactor.cancel(timer);
-  });
-  const poll = (): void => {
-    timer = undefined;
+  // Only what is durable here is exported at all.
+  pollOnceDurable(reactor, group, lsn, POLL_US, answer, (once) => {
     const late = behind(group, links, lsn);
     if (late.length === 0 || reactor.nowUs >= until || group.closed) once.done({ lsn, drained: late.length === 0, behind: late });
-    else timer = reactor.after(POLL_US, poll);
-  };
-  // Only what is durable here is exported at all.
-  cancel = group.operations.whenDurable(lsn, (error) => (error === undefined ? poll() : once.failed(error)));
+  });
 }

@@ -27,9 +27,7 @@ import type { Links } from './links.js';
 export function whileHalted(group: Group, links: Links, seconds: number, answer: Answer, work: (answer: Answer) => void): void {
   refuseWhileHalted(group);
   const ingest = group.ingest!;
-  const waits: (() => void)[] = [];
   const releasing = endingOnce(answer, (gone) => {
-    for (const cancel of waits) cancel();
     ingest.release();
     if (gone) group.log.warn('the caller of an operation with --halt has gone: the writers go on');
   });
@@ -39,12 +37,12 @@ export function whileHalted(group: Group, links: Links, seconds: number, answer:
 
   function drain(): void {
     const lsn = group.journal.appendedLsn;
-    waits.push(group.operations.whenDurable(lsn, (error) => {
+    releasing.alsoEnd(group.operations.whenDurable(lsn, (error) => {
       if (error !== undefined) {
         releasing.failed(error);
         return;
       }
-      waits.push(links.whenApplied(group.name, lsn, seconds * 1e6, (notice) => {
+      releasing.alsoEnd(links.whenApplied(group.name, lsn, seconds * 1e6, (notice) => {
         try {
           if (notice !== null) throw new OperatorError('halt/not-drained', `nothing was done, and the writers go on: ${notice}`);
           if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);

@@ -103,9 +103,7 @@ function notDone(group: Group, op: string): OperatorError {
 
 /** `changed`: devices that the reply tells about. What was performed stays, whoever goes. */
 function answerWhenDone(group: Group, links: Links, performed: Performed, changed: readonly number[], request: Waiting & { readonly op: string }, answer: Answer): void {
-  const waits: (() => void)[] = [];
   const once = endingOnce(answer, (gone) => {
-    for (const cancel of waits) cancel();
     if (gone) group.log.warn(`the caller of ${request.op} has gone: it was appended at LSN ${performed.lsn}, and stays`);
   });
   const reply = (waited: OperationReply['waited'], notice: string | null): OperationReply => {
@@ -115,10 +113,10 @@ function answerWhenDone(group: Group, links: Links, performed: Performed, change
     });
     return { lsn: performed.lsn, device: devices[0] ?? null, devices, dataThreadUs: performed.dataThreadUs, waited, notice };
   };
-  waits.push(group.operations.whenDurable(performed.endLsn, (error) => {
+  once.alsoEnd(group.operations.whenDurable(performed.endLsn, (error) => {
     if (error !== undefined) once.failed(error);
     else if (request.wait === 'durable') once.done(reply('durable', null));
-    else waits.push(links.whenApplied(group.name, performed.endLsn, request.waitSeconds * 1e6, (notice) => once.done(reply(notice === null ? 'applied' : 'durable', notice))));
+    else once.alsoEnd(links.whenApplied(group.name, performed.endLsn, request.waitSeconds * 1e6, (notice) => once.done(reply(notice === null ? 'applied' : 'durable', notice))));
   }));
 }
 
