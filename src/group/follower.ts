@@ -70,7 +70,7 @@ export class Follower {
     const result = journal.receive(at, payloadAt);
     if (result < 0) return { kind: 'failed', reason: host.notFollowing ?? 'the journal failed' };
     if (content.applyProblem !== undefined) {
-      content.keep(at, before.lsn, payloadAt);
+      content.keep(at, payloadAt);
       return { kind: 'kept', reason: content.applyProblem };
     }
     const { tree, epoch } = content.core;
@@ -84,7 +84,7 @@ export class Follower {
     }
     if (problem !== undefined) {
       content.stopApplying(before, problem);
-      content.keep(at, before.lsn, payloadAt);
+      content.keep(at, payloadAt);
       this.log.error(`stops applying, serves the last state read-only and keeps what it receives: ${problem}`);
       host.contentChanged();
       return { kind: 'kept', reason: problem };

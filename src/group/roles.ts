@@ -10,7 +10,7 @@ import { unreachable } from '../base/assert.js';
 import { IoError, OperatorError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
-import type { Position } from '../journal/position.js';
+import { samePosition, type Position } from '../journal/position.js';
 import type { Content } from './content/content.js';
 import type { JournalExtent } from './content/opening.js';
 import { placeOf } from './content/place.js';
@@ -171,7 +171,7 @@ export class Roles {
   /** Decides what this start means for the history. The journal was recovered up to `end`. */
   started(content: Content, end: Position, opening: Opening): void {
     const stop = this.state.cleanStop;
-    const clean = stop !== null && stop.lsn === end.lsn && stop.chainHi === end.chainHi && stop.chainLo === end.chainLo;
+    const clean = stop !== null && samePosition(stop, end);
     // A stop that was noted and is not what was found: recovery should have refused. Lossless it is not.
     const sameBoot = this.sameBoot && (stop === null || clean);
     // The boot id only once the epoch record of this start is durable: a crash before must find what this start has found.

@@ -6,7 +6,7 @@
 import { IoError } from '../base/errors.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
-import { batch, checkBatchShape, MAX_HEADER_BYTES, usedHeaderBytes } from './format.js';
+import { batch, batchStart, checkBatchShape, MAX_HEADER_BYTES, usedHeaderBytes } from './format.js';
 import type { Journal } from './journal.js';
 import type { Position } from './position.js';
 import type { Memory } from './verify.js';
@@ -24,7 +24,7 @@ export function boundaryIn(memory: Memory, at: number, bytes: number, lsn: numbe
   if (checkBatchShape(view, at) !== undefined || batch.lsn(view, at) !== lsn) return undefined;
   const used = usedHeaderBytes(batch.count(view, at));
   if (used > bytes || memory.io.crc32c(at + 8, used - 8, 0) !== batch.crc(view, at)) return undefined;
-  return { position: { lsn, chainHi: batch.chainHi(view, at), chainLo: batch.chainLo(view, at) }, wallMs: batch.wallMs(view, at) };
+  return { position: batchStart(view, at), wallMs: batch.wallMs(view, at) };
 }
 
 const RETRY_US = 10_000;

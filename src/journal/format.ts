@@ -23,6 +23,7 @@
 import { alignUp, BLOCK_BYTES, MAX_DEVICE_BYTES } from '../base/units.js';
 import { crc32c } from '../base/crc32c.js';
 import { getU64, putHex, putU64, toHex } from '../base/words.js';
+import type { Position } from './position.js';
 
 export const FORMAT_VERSION = 1;
 
@@ -218,6 +219,11 @@ export const batch = {
   wallMs: (v: DataView, at: number): number => getU64(v, at + 64),
   totalBytes: (v: DataView, at: number): number => v.getUint32(at + 36, true) + v.getUint32(at + 40, true),
 };
+
+/** Where the batch with header at `at` stands: behind all before it. */
+export function batchStart(v: DataView, at: number): Position {
+  return { lsn: batch.lsn(v, at), chainHi: batch.chainHi(v, at), chainLo: batch.chainLo(v, at) };
+}
 
 /** Field access on entry `i` of the batch at `at`. */
 export const entry = {

@@ -14,3 +14,7 @@ export interface Position {
 
 /** Before the first batch. */
 export const ORIGIN: Position = { lsn: 0, chainHi: 0, chainLo: 0 };
+
+export function samePosition(a: Position, b: Position): boolean {
+  return a.lsn === b.lsn && a.chainHi === b.chainHi && a.chainLo === b.chainLo;
+}

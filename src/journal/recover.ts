@@ -41,7 +41,7 @@ import { JournalDamage } from './damage.js';
 import type { EndNote } from './endnote.js';
 import { batch, BATCH_MAGIC, checkBatchShape, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, SEGMENT_HEADER_BYTES, usedHeaderBytes } from './format.js';
 import type { Journal } from './journal.js';
-import type { Position } from './position.js';
+import { samePosition, type Position } from './position.js';
 import { segmentName } from './segments.js';
 import type { FoundSegment } from './segments.js';
 import type { Memory } from './verify.js';
@@ -156,7 +156,7 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
       }
       ended = true;
     }
-    if (input.until !== undefined && (position.lsn !== input.until.lsn || position.chainHi !== input.until.chainHi || position.chainLo !== input.until.chainLo)) {
+    if (input.until !== undefined && !samePosition(position, input.until)) {
       throw new JournalDamage(segment.path, pool.filePosition(segment, position.lsn),
         `the journal ends at LSN ${position.lsn} where a rewind to LSN ${input.until.lsn} was asked for, or has another history there`);
     }

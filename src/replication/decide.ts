@@ -22,7 +22,7 @@
 
 import type { GroupRole } from '../group/replica.js';
 import type { EpochEntry } from '../group/tree/epochs.js';
-import type { Position } from '../journal/position.js';
+import { samePosition, type Position } from '../journal/position.js';
 
 /** One node's side of the comparison. */
 export interface NodeView {
@@ -54,10 +54,6 @@ const NO_RESYNC = 'a resync, which this version does not have';
 
 function refuse(code: string, sentence: string): Plan {
   return { kind: 'refuse', code, sentence };
-}
-
-export function samePosition(a: Position, b: Position): boolean {
-  return a.lsn === b.lsn && a.chainHi === b.chainHi && a.chainLo === b.chainLo;
 }
 
 /** Indices behind the last epoch that both have; by id, for a message may lack the beginning of a very long history. */

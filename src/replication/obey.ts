@@ -9,9 +9,10 @@
 import { IoError, PeerError } from '../base/errors.js';
 import type { ReplicatedGroup } from '../group/replica.js';
 import type { Reactor } from '../io/reactor.js';
+import { samePosition } from '../journal/position.js';
 import type { Applier } from './applier.js';
 import type { Connection } from './connection.js';
-import { newerEpoch, samePosition } from './decide.js';
+import { newerEpoch } from './decide.js';
 import type { NodeView } from './decide.js';
 import { boundaryAt, positionMessage, viewOf } from './history.js';
 import type { Message, MessageName } from './message.js';

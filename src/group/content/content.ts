@@ -192,9 +192,9 @@ export class Content {
     return this.receivedEpochs ?? this.core.epochs;
   }
 
-  /** Nothing of the batch with header at `at`, which stands at `lsn`, is executed; a marker's body is at `payloadAt`. */
-  keep(at: number, lsn: number, payloadAt: number): void {
-    this.receivedEpochs = withKept(this.epochs, this.reactor.arena, at, lsn, payloadAt);
+  /** Nothing of the batch with header at `at` is executed; a marker's body is at `payloadAt`. */
+  keep(at: number, payloadAt: number): void {
+    this.receivedEpochs = withKept(this.epochs, this.reactor.arena, at, payloadAt);
   }
 
   /** The record behind `before` could not be executed. */

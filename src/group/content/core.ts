@@ -10,7 +10,7 @@
 import { assert, unreachable } from '../../base/assert.js';
 import { isLocalDevice } from '../../base/units.js';
 import type { Arena } from '../../io/arena.js';
-import { batch, entry, RecordKind } from '../../journal/format.js';
+import { batch, batchStart, entry, RecordKind } from '../../journal/format.js';
 import type { Store } from '../../store/store.js';
 import { REMEDY, whatDiffers } from '../tree/differs.js';
 import { decodeMarker, operationVerb } from '../tree/record.js';
@@ -153,7 +153,7 @@ export class Core {
     }
     if (operation.op === 'epoch') {
       this.pushEpoch({
-        number: operation.number, id: operation.id, start: { lsn, chainHi: batch.chainHi(view, at), chainLo: batch.chainLo(view, at) },
+        number: operation.number, id: operation.id, start: batchStart(view, at),
         node: operation.node, lossless: operation.lossless, wallMs: marker.wallMs,
       });
     }

@@ -11,6 +11,7 @@ import { isLocalDevice } from '../../base/units.js';
 import { mkdirs, must } from '../../io/file.js';
 import { O } from '../../io/io.js';
 import type { Reactor } from '../../io/reactor.js';
+import { batchStart } from '../../journal/format.js';
 import { ORIGIN, type Position } from '../../journal/position.js';
 import { recoverJournal } from '../../journal/recover.js';
 import { MapFile } from '../../store/mapfile.js';
@@ -26,7 +27,6 @@ import type { CoreState } from './core.js';
 import { FINAL_FILE } from './finalnote.js';
 import { claim, journalDirectoryOf, removeJournal } from './place.js';
 import type { Opening } from './place.js';
-
 
 /** How far the journal goes, as far as others than itself can tell. */
 export interface JournalExtent {
@@ -124,9 +124,9 @@ function replay(reactor: Reactor, content: Content, at: Position, lowWater: Posi
         local.advance(lsn, core.epochs);
         const problem = core.apply(header, lsn, payloadAt);
         if (problem === undefined) return;
-        stopped = { before: { lsn, ...chainBefore(reactor, header) }, problem };
+        stopped = { before: batchStart(reactor.arena.view, header), problem };
       }
-      content.keep(header, lsn, payloadAt);
+      content.keep(header, payloadAt);
     },
   });
   // What a volatile journal holds is durable by the checkpoint alone.
@@ -171,11 +171,6 @@ function closing(nodeReads: NodeReads, make: () => MapFile): MapFile {
 function openCore(reactor: Reactor, options: ContentOptions, content: () => Content): Core {
   const store = new Store(reactor, `${options.directory}/layers`, (position, bit) => content().checkpointer.file(bit).readNow(position), `${options.directory}/map-*`, options.maxOpenLayers);
   return new Core(reactor.arena, store);
-}
-
-function chainBefore(reactor: Reactor, header: number): { chainHi: number; chainLo: number } {
-  const { view } = reactor.arena;
-  return { chainHi: view.getUint32(header + 16, true), chainLo: view.getUint32(header + 20, true) };
 }
 
 /** A creation that was cut off left files behind; nothing in them was ever acknowledged. */

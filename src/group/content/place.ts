@@ -25,7 +25,7 @@ import type { Reactor } from '../../io/reactor.js';
 import { JournalDamage } from '../../journal/damage.js';
 import { removeEnd } from '../../journal/endnote.js';
 import { decodeSegmentHeader } from '../../journal/format.js';
-import type { Position } from '../../journal/position.js';
+import { samePosition } from '../../journal/position.js';
 import { SEGMENT_NAME } from '../../journal/segments.js';
 import { findSlot } from '../../store/slot.js';
 import type { SlotBody } from '../../store/slot.js';
@@ -159,10 +159,6 @@ function formerPlace(options: PlaceOptions, state: StateFile): Place {
   return state.journal ?? { volatile: false, directory: `${options.directory}/journal` };
 }
 
-function same(a: Position, b: Position): boolean {
-  return a.lsn === b.lsn && a.chainHi === b.chainHi && a.chainLo === b.chainLo;
-}
-
 /**
  * Decides how the group is opened and has `open` do it; again, when that finds that a part of a volatile journal is
  * missing. Returns how it was opened in the end. Throws OperatorError with the sentence of a refusal; what `open` throws.
@@ -194,7 +190,7 @@ function checkpointOf(reactor: Reactor, options: PlaceOptions): SlotBody {
 
 /** The disk holds the group as it was when it was stopped, and needs no journal for it. */
 function isSettled(state: StateFile, slot: SlotBody): boolean {
-  return state.cleanStop !== null && same(state.cleanStop, slot.at) && same(slot.at, slot.lowWater);
+  return state.cleanStop !== null && samePosition(state.cleanStop, slot.at) && samePosition(slot.at, slot.lowWater);
 }
 
 /**

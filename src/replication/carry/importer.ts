@@ -22,11 +22,10 @@ import type { ReplicatedGroup } from '../../group/replica.js';
 import type { Reactor } from '../../io/reactor.js';
 import type { TimerId } from '../../io/timers.js';
 import { batch, entry, RecordKind, usedHeaderBytes } from '../../journal/format.js';
-import { ORIGIN, type Position } from '../../journal/position.js';
+import { ORIGIN, samePosition, type Position } from '../../journal/position.js';
 import { positionAfter, verifyHeader, verifyPayloads, wirePayloadBytes } from '../../journal/verify.js';
 import { decodePreface, StreamReader, StreamType } from './format.js';
 import type { Preface, StreamFrame } from './format.js';
-import { samePosition } from '../decide.js';
 import { MAX_EPOCHS_SENT } from '../message.js';
 
 export interface ImporterOptions {
