@@ -106,30 +106,31 @@ export class Roles {
     this.state = state;
   }
 
+  /** As `save`, where the group goes on without: `log` gets why, in words. Returns whether it was saved. */
+  private trySave(change: Partial<StateFile>, log: (why: string) => void): boolean {
+    try {
+      this.save(change);
+      return true;
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      log(error.message);
+      return false;
+    }
+  }
+
   /**
    * The journal may have lost what was appended, under this very kernel: the next start must not call its epoch
    * lossless (DESIGN §8). If even this cannot be written down, the log has said so.
    */
   journalFailed(): void {
-    this.failureUnnoted = true;
-    try {
-      // No failed fsync drops what lies in memory: all that was appended is there under this kernel. But local devices are on the disk.
-      this.save(this.options.journal.volatile === true ? { localSuspect: true } : { cleanStop: null, bootId: JOURNAL_FAILED, localSuspect: true });
-      this.failureUnnoted = false;
-    } catch (error) {
-      if (!(error instanceof IoError)) throw error;
-      this.log.error(`cannot note that the journal failed: ${error.message}`);
-    }
+    // No failed fsync drops what lies in memory: all that was appended is there under this kernel. But local devices are on the disk.
+    const change: Partial<StateFile> = this.options.journal.volatile === true ? { localSuspect: true } : { cleanStop: null, bootId: JOURNAL_FAILED, localSuspect: true };
+    this.failureUnnoted = !this.trySave(change, (why) => this.log.error(`cannot note that the journal failed: ${why}`));
   }
 
   /** Local devices may have lost what was not flushed, and the group nothing; at a stop in order. */
   localFailed(): void {
-    try {
-      this.save({ localSuspect: true });
-    } catch (error) {
-      if (!(error instanceof IoError)) throw error;
-      this.log.error(`cannot note that local snapshots may have lost what was not flushed: ${error.message}`);
-    }
+    this.trySave({ localSuspect: true }, (why) => this.log.error(`cannot note that local snapshots may have lost what was not flushed: ${why}`));
   }
 
   /** From time to time: what could not be noted is tried again. */
@@ -140,22 +141,13 @@ export class Roles {
   /** From here on the page cache of this boot holds everything that the journal's epochs claim. */
   private noteBoot(): void {
     if (this.role === 'stopped') return;
-    try {
-      this.save({ bootId: this.options.bootId, promotedPast: undefined, localSuspect: undefined });
-    } catch (error) {
-      if (!(error instanceof IoError)) throw error;
-      this.log.warn(`cannot note the boot, the next start will count as one after power loss: ${error.message}`);
-    }
+    this.trySave({ bootId: this.options.bootId, promotedPast: undefined, localSuspect: undefined },
+      (why) => this.log.warn(`cannot note the boot, the next start will count as one after power loss: ${why}`));
   }
 
   /** Notes a stop in order; without the note the next start begins a new epoch, and that is all. */
   stoppedCleanly(at: Position): void {
-    try {
-      this.save({ cleanStop: at });
-    } catch (error) {
-      if (!(error instanceof IoError)) throw error;
-      this.log.warn(`cannot note the clean stop, the next start will begin a new epoch: ${error.message}`);
-    }
+    this.trySave({ cleanStop: at }, (why) => this.log.warn(`cannot note the clean stop, the next start will begin a new epoch: ${why}`));
   }
 
   /** A group of the primary's was made here. Durable when it returns; throws IoError. */
@@ -279,12 +271,7 @@ export class Roles {
 
   /** A promotion could not be noted, or not for sure: the next start must not find it. */
   private takeBack(): void {
-    try {
-      this.save({});
-    } catch (error) {
-      if (!(error instanceof IoError)) throw error;
-      this.log.error(`cannot note either that the promotion has failed (${error.message}): if the daemon is restarted now, it may start as primary`);
-    }
+    this.trySave({}, (why) => this.log.error(`cannot note either that the promotion has failed (${why}): if the daemon is restarted now, it may start as primary`));
   }
 
   fence(newer: EpochEntry, peer: string): void {
@@ -296,13 +283,8 @@ export class Roles {
     this.role = 'fenced';
     this.reason = reason;
     this.host.roleChanged();
-    try {
-      this.save({ role: 'fenced', roleReason: reason });
-    } catch (error) {
-      if (!(error instanceof IoError)) throw error;
-      // Fenced all the same; a restart will meet the peer again.
-      this.log.error(`cannot note that the group is fenced: ${error.message}`);
-    }
+    // Fenced all the same; a restart will meet the peer again.
+    this.trySave({ role: 'fenced', roleReason: reason }, (why) => this.log.error(`cannot note that the group is fenced: ${why}`));
   }
 
   /** Final until the daemon is restarted; not written down. */
