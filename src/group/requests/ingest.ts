@@ -131,12 +131,8 @@ export class Ingest {
       requests.complete(slot, Errno.ESHUTDOWN);
       return;
     }
-    if (offset + length > device.sizeBytes) {
-      // Judged by the size at its place in the order: a marker may have shrunk the device since it was parsed.
-      requests.complete(slot, requests.kind[slot] === RequestKind.write ? Errno.ENOSPC : Errno.EINVAL);
-      return;
-    }
-    const refused = requests.kind[slot] === RequestKind.write && progress === 0 ? host.admit(length) : 0;
+    let refused = requests.beyondEnd(slot, device.sizeBytes);
+    if (refused === 0 && requests.kind[slot] === RequestKind.write && progress === 0) refused = host.admit(length);
     if (refused !== 0) {
       requests.complete(slot, refused);
       return;

@@ -182,7 +182,8 @@ export class LocalWrites {
     const known = local.tree.get(requests.device[slot]);
     if (device === undefined || known?.ready !== true) return refuse(Errno.ESHUTDOWN);
     if (known.sealedLsn !== 0) return refuse(Errno.EPERM);
-    if (offset + length > device.sizeBytes) return refuse(isWrite ? Errno.ENOSPC : Errno.EINVAL);
+    const beyond = requests.beyondEnd(slot, device.sizeBytes);
+    if (beyond !== 0) return refuse(beyond);
     const first = Math.floor(offset / BLOCK_BYTES);
     const end = Math.ceil((offset + length) / BLOCK_BYTES);
     if (length === 0) return refuse(0);

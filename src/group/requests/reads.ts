@@ -20,9 +20,9 @@ export function readRequest(content: Content, requests: RequestTable, slot: numb
     requests.complete(slot, Errno.ESHUTDOWN);
     return;
   }
-  if (offset + length > device.sizeBytes) {
-    // A marker may have shrunk the device since the request was parsed.
-    requests.complete(slot, Errno.EINVAL);
+  const beyond = requests.beyondEnd(slot, device.sizeBytes);
+  if (beyond !== 0) {
+    requests.complete(slot, beyond);
     return;
   }
   const { reader } = content;

@@ -9,6 +9,7 @@
  */
 
 import { assert } from '../../base/assert.js';
+import { Errno } from '../../base/errors.js';
 
 /** What a request asks for. Offsets and lengths have been validated against the device before submit. */
 export const RequestKind = {
@@ -107,6 +108,15 @@ export class RequestTable {
 
   get used(): number {
     return this.inUse;
+  }
+
+  /**
+   * The errno of a request that ends behind its device's end, else 0. The size counts that the device has when it is
+   * the request's turn: a marker may have shrunk it since the request was parsed.
+   */
+  beyondEnd(slot: number, sizeBytes: number): number {
+    if (this.offset[slot] + this.length[slot] <= sizeBytes) return 0;
+    return this.kind[slot] === RequestKind.write ? Errno.ENOSPC : Errno.EINVAL;
   }
 
   /** The service's answer; exactly once per submit. */
