@@ -23,9 +23,9 @@ import { isLocalDevice } from '../base/units.js';
 import type { Log } from '../base/log.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Content } from './content/content.js';
-import type { Exports, LocalView } from './requests/exports.js';
+import type { Exports, LocalDevices } from './requests/exports.js';
 import type { Follows, LocalRecord } from './local/record.js';
-import type { LocalDevice } from './local/tree.js';
+import type { LocalDevice, LocalTree } from './local/tree.js';
 import { LocalJudge } from './operations/localjudge.js';
 import { LocalWrites } from './requests/localwrites.js';
 import { readRequest } from './requests/reads.js';
@@ -34,7 +34,6 @@ import type { RequestTable } from './requests/requests.js';
 
 export interface LocalServiceHost {
   readonly name: string;
-  readonly options: { readonly node: string };
   readonly content: Content;
   readonly exports: Exports;
   /** Clients are served. */
@@ -78,7 +77,7 @@ function unwritable(error: IoError): string {
   return `local snapshots cannot be written: ${error.message}; the client of that write was told, the volumes are not concerned`;
 }
 
-export class LocalService {
+export class LocalService implements LocalDevices {
   readonly writes: LocalWrites;
   /** That of the host when this was made: a host that has another one makes another service. */
   private readonly content: Content;
@@ -112,27 +111,13 @@ export class LocalService {
 
   // ---- views -------------------------------------------------------------------------------------
 
-  /** Local devices for the exports. */
-  *views(): Generator<LocalView> {
-    const { content } = this;
-    const { node } = this.host.options;
-    for (const device of content.local.tree.all()) {
-      const usable = device.ready && !this.blocked.has(device.id);
-      yield {
-        id: device.id, name: device.name, sizeBytes: device.sizeBytes, usable, writable: device.sealedLsn === 0,
-        continuity: `local:${device.changedLsn}`, identity: `${content.options.groupId}:${node}:${device.id}`, description: `local snapshot of ${this.sourceName(device)}, on node ${node} only`,
-      };
-    }
-  }
-
-  private sourceName(device: LocalDevice): string {
-    const { core, local } = this.content;
-    const source = core.tree.get(device.source);
-    return source !== undefined ? core.tree.nameOf(source) : local.tree.get(device.source)?.name ?? 'a removed device';
-  }
-
-  get tree(): Content['local']['tree'] {
+  get tree(): LocalTree {
     return this.content.local.tree;
+  }
+
+  /** Clients may have it open. */
+  usable(device: LocalDevice): boolean {
+    return device.ready && !this.blocked.has(device.id);
   }
 
   /** What is wrong, in sentences. */

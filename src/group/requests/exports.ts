@@ -13,6 +13,7 @@ import { blockOf } from '../../store/store.js';
 import type { StoredDevice } from '../../store/store.js';
 import type { DeviceClient, DeviceView } from './service.js';
 import { ExtentFlag } from './service.js';
+import type { LocalDevice, LocalTree } from '../local/tree.js';
 import type { Tree } from '../tree/tree.js';
 import type { Device } from '../tree/device.js';
 
@@ -25,24 +26,19 @@ export interface ExportsHost {
   readonly serving: boolean;
   /** Clients may write. */
   readonly writable: boolean;
-  readonly local: { views(): Iterable<LocalView> } | undefined;
+  readonly local: LocalDevices | undefined;
+  readonly options: { readonly node: string };
 }
 
-/** A device that exists on this node only, as its view needs it. */
-export interface LocalView {
-  readonly id: number;
-  readonly name: string;
-  readonly sizeBytes: number;
+/** The devices that exist on this node only. */
+export interface LocalDevices {
+  readonly tree: LocalTree;
   /** Clients may have it open. */
-  readonly usable: boolean;
-  /** And write to it. */
-  readonly writable: boolean;
-  readonly identity: string;
-  readonly continuity: string;
-  readonly description: string;
+  usable(device: LocalDevice): boolean;
 }
 
-export class ExportView implements DeviceView {
+/** Its words are made when somebody asks for them: each marker updates all views, and clients look at few. */
+export abstract class ExportView implements DeviceView {
   readonly id: DeviceId;
   readonly clients = new Set<DeviceClient>();
   sizeBytes = 0;
@@ -50,14 +46,64 @@ export class ExportView implements DeviceView {
   gone = false;
   /** Why it is gone for now, when that is not the group's state. */
   notYet: string | undefined;
-  exportName = '';
-  deviceIdentity = '';
-  continuityIdentity = '';
-  description = '';
+  abstract readonly exportName: string;
+  abstract readonly deviceIdentity: string;
+  abstract readonly continuityIdentity: string;
+  abstract readonly description: string;
 
   /** `owner` is the group that serves it; service.ts' implementation hands it requests. */
-  constructor(readonly owner: object, id: number) {
+  constructor(readonly owner: ExportsHost, id: number) {
     this.id = deviceId(id);
+  }
+}
+
+/** A device of the group, as it is in `tree`. */
+class TreeView extends ExportView {
+  constructor(owner: ExportsHost, public tree: Tree, public device: Device) {
+    super(owner, device.id);
+  }
+
+  get exportName(): string {
+    return `${this.owner.name}/${this.tree.nameOf(this.device)}`;
+  }
+
+  get deviceIdentity(): string {
+    return `${this.owner.groupId ?? ''}:${this.id}`;
+  }
+
+  get continuityIdentity(): string {
+    return this.device.continuity;
+  }
+
+  get description(): string {
+    const parent = this.tree.get(this.device.parent);
+    return this.device.kind === 'volume' ? 'volume' : `snapshot of ${parent === undefined ? 'a removed device' : this.tree.nameOf(parent)}`;
+  }
+}
+
+/** A device of this node only. */
+class LocalView extends ExportView {
+  constructor(owner: ExportsHost, public device: LocalDevice) {
+    super(owner, device.id);
+  }
+
+  get exportName(): string {
+    return `${this.owner.name}/${this.device.name}`;
+  }
+
+  get deviceIdentity(): string {
+    return `${this.owner.groupId ?? ''}:${this.owner.options.node}:${this.id}`;
+  }
+
+  get continuityIdentity(): string {
+    return `local:${this.device.changedLsn}`;
+  }
+
+  get description(): string {
+    const { tree, local, options } = this.owner;
+    const source = tree.get(this.device.source);
+    const name = source !== undefined ? tree.nameOf(source) : local?.tree.get(this.device.source)?.name ?? 'a removed device';
+    return `local snapshot of ${name}, on node ${options.node} only`;
   }
 }
 
@@ -73,47 +119,41 @@ export class Exports {
   /** Brings the views in step with tree and role; clients of removed devices are disconnected. */
   update(): void {
     const { host } = this;
-    const { tree } = host;
-    const locals = new Map([...host.local?.views() ?? []].map((local) => [local.id, local]));
+    const { tree, local } = host;
     for (const [id, view] of this.views) {
-      if (tree.get(id) !== undefined || locals.has(id)) continue;
+      if (tree.get(id) !== undefined || local?.tree.get(id) !== undefined) continue;
       view.gone = true;
       this.views.delete(id);
       disconnect(view, `${view.exportName} was removed`);
     }
     for (const device of tree.all()) {
-      const view = this.viewOf(device.id);
-      view.exportName = `${host.name}/${tree.nameOf(device)}`;
+      const known = this.views.get(device.id);
+      const view = known instanceof TreeView ? known : this.add(new TreeView(host, tree, device));
+      view.tree = tree;
+      view.device = device;
       // A client would go on with what was cut off (on a primary, operations/judge.ts had it disconnected before).
       if (device.sizeBytes < view.sizeBytes) disconnect(view, `${view.exportName} was made smaller`);
       view.sizeBytes = device.sizeBytes;
       view.writable = host.writable && !(device.protected && device.kind === 'snapshot');
       view.gone = !host.serving;
-      view.deviceIdentity = `${host.groupId ?? ''}:${device.id}`;
-      view.continuityIdentity = device.continuity;
-      view.description = describe(tree, device);
     }
-    for (const local of locals.values()) {
-      const view = this.viewOf(local.id);
-      view.exportName = `${host.name}/${local.name}`;
-      if (local.sizeBytes < view.sizeBytes) disconnect(view, `${view.exportName} was made smaller`);
-      view.sizeBytes = local.sizeBytes;
+    if (local === undefined) return;
+    for (const device of local.tree.all()) {
+      const known = this.views.get(device.id);
+      const view = known instanceof LocalView ? known : this.add(new LocalView(host, device));
+      view.device = device;
+      if (device.sizeBytes < view.sizeBytes) disconnect(view, `${view.exportName} was made smaller`);
+      view.sizeBytes = device.sizeBytes;
+      const usable = local.usable(device);
       // Also on a secondary: its content is this node's own.
-      view.writable = host.serving && local.writable;
-      view.gone = !host.serving || !local.usable;
-      view.notYet = local.usable ? undefined : 'it is being made or replaced and cannot be used yet; lockstep status says what it waits for';
-      view.deviceIdentity = local.identity;
-      view.continuityIdentity = local.continuity;
-      view.description = local.description;
+      view.writable = host.serving && device.sealedLsn === 0;
+      view.gone = !host.serving || !usable;
+      view.notYet = usable ? undefined : 'it is being made or replaced and cannot be used yet; lockstep status says what it waits for';
     }
   }
 
-  private viewOf(id: number): ExportView {
-    let view = this.views.get(id);
-    if (view === undefined) {
-      view = new ExportView(this.host, id);
-      this.views.set(id, view);
-    }
+  private add<View extends ExportView>(view: View): View {
+    this.views.set(view.id, view);
     return view;
   }
 
@@ -123,10 +163,8 @@ export class Exports {
 
   /** By name within the group: `volume`, `volume@snapshot` or `volume~local`. */
   find(name: string): ExportView | undefined {
-    const device = this.host.tree.find(name);
-    if (device !== undefined) return this.views.get(device.id);
-    for (const local of this.host.local?.views() ?? []) if (local.name === name) return this.views.get(local.id);
-    return undefined;
+    const device = this.host.tree.find(name) ?? this.host.local?.tree.find(name);
+    return device === undefined ? undefined : this.views.get(device.id);
   }
 
   get(id: number): ExportView | undefined {
@@ -203,9 +241,4 @@ export class Exports {
 
 function disconnect(view: ExportView, reason: string): void {
   for (const client of [...view.clients]) client.disconnect(reason);
-}
-
-function describe(tree: Tree, device: Device): string {
-  const parent = tree.get(device.parent);
-  return device.kind === 'volume' ? 'volume' : `snapshot of ${parent === undefined ? 'a removed device' : tree.nameOf(parent)}`;
 }
