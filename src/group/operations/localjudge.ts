@@ -55,7 +55,7 @@ export class LocalJudge {
     if (device === undefined && local === undefined) {
       throw new OperatorError('device/not-found', `group ${host.name} has no device ${sourceName}; lockstep list shows what there is`);
     }
-    if (local !== undefined && (!local.ready || this.blocked.has(local.id))) throw new OperatorError('group/busy', `${this.spell(sourceName)} cannot be used yet; try again in a moment`);
+    if (local !== undefined) this.settledContent(local.id);
     const volume = device?.volume ?? local!.volume;
     // A volume may be gone or renamed since the source was made: then its old name goes on.
     const volumeName = device !== undefined ? groups.get(device.volume)?.name ?? device.name : local!.name.split('~')[0];
