@@ -11,6 +11,7 @@ import { epochPosition } from '../../src/group/tree/epochs.js';
 import { Arena } from '../../src/io/arena.js';
 import { Reactor } from '../../src/io/reactor.js';
 import { RealIo } from '../../src/io/real.js';
+import type { Position } from '../../src/journal/position.js';
 import { emptyFrame, StreamReader, StreamType } from '../../src/replication/carry/format.js';
 import { exportableLsn, exportPage, exportPreface } from '../../src/replication/carry/exporter.js';
 import type { ExportedPage } from '../../src/replication/carry/exporter.js';
@@ -75,8 +76,10 @@ class Bench {
     return Buffer.concat(parts);
   }
 
-  importer(group: MemoryGroup): Importer {
-    const importer = new Importer(this.reactor, group, { syncUs: 1000, blocked: () => this.blocked, gone: () => false });
+  importer(group: MemoryGroup, committed?: () => Position): Importer {
+    const importer = new Importer(this.reactor, group, {
+      syncUs: 1000, blocked: () => this.blocked, gone: () => false, ...(committed === undefined ? {} : { committed }),
+    });
     this.importers.push(importer);
     return importer;
   }
@@ -160,6 +163,22 @@ t.test('only what is durable is in a stream', async (t) => {
   reader.take(reader.peek()!);
   const frame = reader.peek()!;
   t.equal(frame.durableLsn, durable);
+});
+
+t.test('who waits for the position of a volatile journal is told as soon as a checkpoint has moved it', (t) => {
+  const bench = new Bench(t);
+  const b = bench.group('b');
+  t.equal(bench.take(b, bench.stream(filled(bench, new Random(seed, 51), 10))).error, undefined);
+  let committed = ZERO;
+  const importer = bench.importer(b, () => committed);
+  const told: number[] = [];
+  importer.onMoved(() => told.push(importer.report.durable.lsn));
+  b.journal.onDurable();
+  t.same(told, [], 'nothing has moved');
+  committed = b.position;
+  b.journal.onDurable();
+  t.same(told, [b.position.lsn]);
+  t.end();
 });
 
 t.test('a stream that is cut anywhere leaves what was whole, says so, and can be gone on with', async (t) => {

@@ -131,6 +131,12 @@ export class Importer {
     return () => void this.movedHooks.delete(hook);
   }
 
+  /** Everything below `position` is durable and executed. */
+  private reached(position: EpochPosition): void {
+    this.durable = position;
+    this.moved();
+  }
+
   private moved(): void {
     for (const hook of this.movedHooks) hook();
   }
@@ -350,8 +356,7 @@ export class Importer {
     if (this.syncing !== undefined && this.syncing.lsn <= end.lsn) return;
     const target = epochPosition(group.epochs, end);
     if (group.journal.durableLsn >= target.lsn) {
-      this.durable = target;
-      this.moved();
+      this.reached(target);
       return;
     }
     this.syncing = target;
@@ -361,11 +366,10 @@ export class Importer {
   private durableMoved(): void {
     const { syncing, group } = this;
     const committed = this.options.committed?.();
-    if (committed !== undefined && committed.lsn > this.durable.lsn) this.durable = epochPosition(group.epochs, committed);
+    if (committed !== undefined && committed.lsn > this.durable.lsn) this.reached(epochPosition(group.epochs, committed));
     if (syncing === undefined || group.journal.durableLsn < syncing.lsn) return;
     this.syncing = undefined;
-    this.durable = syncing;
-    this.moved();
+    this.reached(syncing);
     if (group.appliedLsn > syncing.lsn) this.wantSync();
   }
 
