@@ -11,8 +11,8 @@
  * next one, and the rest of the old file has no LSNs.
  *
  * Each live segment but the last names the file that follows it, so that a file
- * which somebody took away is missed; recovery names those that nobody named. No file is removed while a segment on the
- * disk names it and recovery could end there.
+ * which somebody took away is missed; recovery names those that nobody named. No
+ * file is removed while a segment on the disk names it and recovery could end there.
  *
  *   step of beginning a segment         killed right after      power fails right after
  *   1 its header is written             begun, without batches  its header is there or not: the journal ends before it
@@ -244,27 +244,27 @@ export class SegmentPool {
   /**
    * Takes a free segment into use at `header.baseLsn`, and has the one before
    * name it. Both are in the page cache only; the fdatasync that makes its first
-   * batch durable covers both. Returns −errno on a failed write.
+   * batch durable covers both. Returns 0, or −errno on a failed write: then the
+   * segment stays a free one.
    */
   begin(header: Omit<SegmentHeader, 'serial' | 'groupId' | 'bytes'>): number {
-    const { io, arena } = this.reactor;
+    const { arena } = this.reactor;
     const segment = this.free.shift();
     assert(segment !== undefined, 'begin() without a free segment');
     segment.serial = this.nextSerial++;
     encodeSegmentHeader(arena.u8, this.scratch, { ...header, groupId: this.groupId, serial: segment.serial, bytes: segment.bytes });
     encodeDurableMark(arena.u8, this.scratch + MARK_OFFSET, 0, 0);
     arena.u8.fill(0, this.scratch + NEXT_OFFSET, this.scratch + NEXT_OFFSET + SECTOR_BYTES);
-    const written = io.pwrite(segment.fd, this.scratch, NEXT_OFFSET + SECTOR_BYTES, 0);
-    if (written !== NEXT_OFFSET + SECTOR_BYTES) {
-      this.free.unshift(segment);
-      return written < 0 ? written : -Errno.EIO;
-    }
-    if (this.live.length > 0) {
+    let result = this.put(segment, NEXT_OFFSET + SECTOR_BYTES, 0);
+    if (result >= 0 && this.live.length > 0) {
       const before = this.current;
-      encodeNext(arena.u8, this.scratch, before.serial, { serial: segment.serial, number: segment.number });
+      encodeNext(arena.u8, this.scratch, before.serial, segment);
       before.dirty = true;
-      const named = io.pwrite(before.fd, this.scratch, SECTOR_BYTES, NEXT_OFFSET);
-      if (named < 0) return named;
+      result = this.put(before, SECTOR_BYTES, NEXT_OFFSET);
+    }
+    if (result < 0) {
+      this.free.unshift(segment);
+      return result;
     }
     segment.baseLsn = header.baseLsn;
     segment.endLsn = header.baseLsn;
@@ -274,20 +274,24 @@ export class SegmentPool {
     return 0;
   }
 
-  /** Writes the durable mark into the segment being written; the next fdatasync carries it to the disk. */
+  /** Writes the first `bytes` of the scratch block into a segment's header. Returns them or −errno; half a write is a failed one. */
+  private put(segment: Segment, bytes: number, pos: number): number {
+    const written = this.reactor.io.pwrite(segment.fd, this.scratch, bytes, pos);
+    return written < 0 || written === bytes ? written : -Errno.EIO;
+  }
+
+  /** Writes the durable mark into the segment being written; the next fdatasync carries it to the disk. Returns its bytes or −errno. */
   mark(durableLsn: number): number {
-    const { io, arena } = this.reactor;
-    encodeDurableMark(arena.u8, this.scratch, this.current.serial, durableLsn);
+    encodeDurableMark(this.reactor.arena.u8, this.scratch, this.current.serial, durableLsn);
     this.current.dirty = true;
-    return io.pwrite(this.current.fd, this.scratch, SECTOR_BYTES, MARK_OFFSET);
+    return this.put(this.current, SECTOR_BYTES, MARK_OFFSET);
   }
 
   /** The journal ends in a scanned segment that names another behind it: it does not any more. In the page cache; throws IoError. */
   endsIn(segment: FoundSegment): void {
     if (segment.next === undefined) return;
-    const { io, arena } = this.reactor;
-    arena.u8.fill(0, this.scratch, this.scratch + SECTOR_BYTES);
-    const result = io.pwrite(segment.fd, this.scratch, SECTOR_BYTES, NEXT_OFFSET);
+    this.reactor.arena.u8.fill(0, this.scratch, this.scratch + SECTOR_BYTES);
+    const result = this.put(segment, SECTOR_BYTES, NEXT_OFFSET);
     if (result < 0) throw new IoError(-result, 'write the header of journal segment', segment.path);
     segment.next = undefined;
   }
@@ -297,7 +301,7 @@ export class SegmentPool {
     if (segment.next?.number === follower.number && segment.next.serial === follower.serial) return;
     const { io, arena } = this.reactor;
     encodeNext(arena.u8, this.scratch, segment.serial, follower);
-    let result = io.pwrite(segment.fd, this.scratch, SECTOR_BYTES, NEXT_OFFSET);
+    let result = this.put(segment, SECTOR_BYTES, NEXT_OFFSET);
     if (result >= 0) result = io.fdatasync(segment.fd);
     if (result < 0) throw new IoError(-result, 'write the header of journal segment', segment.path);
     segment.next = { serial: follower.serial, number: follower.number };
@@ -326,7 +330,7 @@ export class SegmentPool {
     const { io, arena } = this.reactor;
     for (const segment of this.live) {
       encodeDurableMark(arena.u8, this.scratch, segment.serial, Math.min(lsn, segment.endLsn));
-      let result = io.pwrite(segment.fd, this.scratch, SECTOR_BYTES, MARK_OFFSET);
+      let result = this.put(segment, SECTOR_BYTES, MARK_OFFSET);
       if (result >= 0) result = io.fdatasync(segment.fd);
       if (result < 0) throw new IoError(-result, 'lower the durable mark of', segment.path);
     }
@@ -355,16 +359,15 @@ export class SegmentPool {
    * needed at the end and no more. Only a hint: if it fails, or is lost with power, that recovery keeps some more.
    */
   private forget(segment: Segment): void {
-    const { io, arena } = this.reactor;
-    arena.u8.fill(0, this.scratch, this.scratch + SECTOR_BYTES);
-    io.pwrite(segment.fd, this.scratch, SECTOR_BYTES, 0);
+    this.reactor.arena.u8.fill(0, this.scratch, this.scratch + SECTOR_BYTES);
+    this.put(segment, SECTOR_BYTES, 0);
   }
 
   /** Erases the header of a segment that is not live, so that no recovery takes it for a part of the history. */
   wipe(segment: Segment): void {
     const { io, arena } = this.reactor;
     arena.u8.fill(0, this.scratch, this.scratch + BLOCK_BYTES);
-    let result = io.pwrite(segment.fd, this.scratch, BLOCK_BYTES, 0);
+    let result = this.put(segment, BLOCK_BYTES, 0);
     if (result >= 0) result = io.fdatasync(segment.fd);
     if (result < 0) throw new IoError(-result, 'erase journal segment', segment.path);
   }

@@ -8,6 +8,7 @@ import { CorruptionError } from '../../src/base/errors.js';
 import { KIB } from '../../src/base/units.js';
 import { O } from '../../src/io/io.js';
 import { decodeSegmentHeader, encodeSegmentHeader, NEXT_OFFSET, SECTOR_BYTES } from '../../src/journal/format.js';
+import { SHORT_WRITE } from '../sim/faults.js';
 import type { CrashKind } from '../sim/world.js';
 import { DIRECTORY, JournalRig } from './rig.js';
 
@@ -194,6 +195,25 @@ t.test('a batch that was cut off by a kill in a volatile journal is no loss', as
   new DataView(end.buffer, end.byteOffset).setUint32(4, crc32c(end, 8, 40), true);
   write(rig, END, end);
   t.equal(outcome(rig), before.lsn);
+});
+
+t.test('a segment whose header or follower cannot be written, or only in part, fails the append and leaves no descriptor open', (t) => {
+  for (const errno of [5, SHORT_WRITE]) {
+    for (const place of [0, NEXT_OFFSET]) {
+      const rig = JournalRig.created(62);
+      for (let i = 0; i < 3; i++) rig.append(4);
+      const others = rig.node.io.openCount - rig.journal.pool.fileCount;
+      let written = 0;
+      rig.node.disk.faults.hook = ({ op, pos }) => (op === 'pwrite' && pos === place && ++written === 1 ? errno : 0);
+      t.throws(() => rig.append(4), /append: -5/, `${errno} at byte ${place}`);
+      t.equal(written, 1);
+      t.equal(rig.journal.failure?.errno, 5);
+      rig.journal.close();
+      t.equal(rig.node.io.openCount, others);
+      rig.dispose();
+    }
+  }
+  t.end();
 });
 
 t.test('a file that a recovery has no use for is removed, and nobody misses it', async (t) => {
