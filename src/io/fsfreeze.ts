@@ -5,7 +5,7 @@
  * freeze_super in fs/super.c).
  *
  * Owns: the calls and their errno. Must not know: who freezes what and for how
- * long; who freezes must see to it that somebody thaws ((cli/freeze/watchdog.ts)).
+ * long; who freezes must see to it that somebody thaws (cli/freeze/watchdog.ts).
  *
  * The calls block for as long as the kernel does. All return 0 or −errno.
  */
