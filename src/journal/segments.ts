@@ -375,7 +375,8 @@ export class SegmentPool {
   /** Creates a segment now, blocking; for opening a group. */
   createNow(): void {
     const { io } = this.reactor;
-    const { fd, path, number } = this.openNew();
+    const segment = this.openNew();
+    const { fd, path } = segment;
     // Also for a new epoch, while clients use the arena: then in smaller steps.
     const own = this.reactor.arena.alloc(64 * 1024);
     const zeros = own >= 0 ? own : this.scratch;
@@ -394,22 +395,22 @@ export class SegmentPool {
     }
     this.total++;
     this.totalBytes += this.segmentBytes;
-    this.free.push({ fd, path, number, bytes: this.segmentBytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
+    this.free.push(segment);
   }
 
   /** Starts creating a segment on a helper when few are free and the limit allows one more. */
   ensureSpare(spare: number): void {
     if (this.creating || this.closed || this.free.length >= spare || !this.mayCreate) return;
     const { io } = this.reactor;
-    let opened: ReturnType<SegmentPool['openNew']>;
+    let segment: Segment;
     try {
-      opened = this.openNew();
+      segment = this.openNew();
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
       this.onCreated(error.message);
       return;
     }
-    const { fd, path, number } = opened;
+    const { fd, path } = segment;
     const directory = io.open(this.directory, O.RDONLY | O.DIRECTORY | O.CLOEXEC, 0);
     if (directory < 0) {
       io.close(fd);
@@ -436,7 +437,7 @@ export class SegmentPool {
         }
         return;
       }
-      this.free.push({ fd, path, number, bytes: this.segmentBytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 });
+      this.free.push(segment);
       this.onCreated(undefined);
     });
   }
@@ -468,11 +469,12 @@ export class SegmentPool {
     return this.total < Math.min(LEAST_FILES, this.maxSegments) || this.totalBytes + this.segmentBytes <= this.maxSegments * this.segmentBytes;
   }
 
-  private openNew(): { fd: number; path: string; number: number } {
+  /** A segment of the configured size whose file is empty still. Throws IoError. */
+  private openNew(): Segment {
     const number = this.nextNumber++;
     const path = `${this.directory}/${segmentName(number)}`;
     const fd = this.reactor.io.open(path, O.RDWR | O.CREAT | O.TRUNC | O.CLOEXEC, 0o600);
     if (fd < 0) throw new IoError(-fd, 'create journal segment', path);
-    return { fd, path, number };
+    return { fd, path, number, bytes: this.segmentBytes, serial: 0, baseLsn: 0, endLsn: 0, dirty: false, headed: false, holds: 0 };
   }
 }
