@@ -5,6 +5,7 @@
  */
 import { execFile } from 'node:child_process';
 import { readdirSync } from 'node:fs';
+import { createConnection } from 'node:net';
 import { join } from 'node:path';
 import t from 'tap';
 import { SinkLog } from '../../src/base/log.js';
@@ -19,6 +20,10 @@ import { cleanEnvironment } from '../harness/process.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 import { MemoryService } from './memory-service.js';
 import { RawClient } from './raw-client.js';
+
+// With the first stream of a process libuv opens a descriptor that it keeps in reserve, which belongs to no test. A
+// stdout that is a pipe is a stream already; one that is a file is none.
+await new Promise((resolve) => createConnection('/dev/null/none').on('error', () => undefined).once('close', resolve));
 
 /** Long enough for a machine that does other things as well; reached only when a test fails. */
 const PATIENCE_MS = 20_000;
