@@ -32,6 +32,8 @@ function filesBelow(directory: string, endings: RegExp): string[] {
     .sort();
 }
 
+const ALL_SOURCES = ['src', 'test', 'scripts'].flatMap((part) => filesBelow(part, /\.ts$/));
+
 /**
  * What each part may import besides itself. base ← io ← journal, store ← group
  * ← replication, nbd, control ← daemon ← main. The vendored library may be used
@@ -79,12 +81,16 @@ interface Import {
   readonly file: string | undefined;
 }
 
+/** The source file, relative to the root, that a relative specifier in `file` names. */
+function targetOf(file: string, specifier: string): string {
+  return relative(ROOT, resolve(ROOT, dirname(file), specifier)).replace(/\.js$/, '.ts');
+}
+
 function importsOf(file: string): Import[] {
   const text = readFileSync(join(ROOT, file), 'utf8').replace(/\/\*[\s\S]*?\*\/|^\s*\/\/.*$/gm, '');
   return [...text.matchAll(IMPORT)].map((match) => {
     const specifier = match[1] ?? match[2];
-    const target = specifier.startsWith('.') ? relative(ROOT, resolve(ROOT, dirname(file), specifier)).replace(/\.js$/, '.ts') : undefined;
-    return { from: file, specifier, file: target };
+    return { from: file, specifier, file: specifier.startsWith('.') ? targetOf(file, specifier) : undefined };
   });
 }
 
@@ -131,6 +137,7 @@ t.test('the import check sees forbidden imports', async (t) => {
   t.equal(check('src/cli/a.ts', 'src/control/client.ts'), undefined);
   t.equal(check('src/daemon.ts', 'src/nbd/listener.ts'), undefined);
 });
+
 /** One cycle of imports among these, as the files along it; undefined when there is none. */
 function cycleOf(imports: readonly Import[]): string[] | undefined {
   const targets = new Map<string, string[]>();
@@ -157,8 +164,7 @@ function cycleOf(imports: readonly Import[]): string[] | undefined {
 }
 
 t.test('no file imports, of types too, what imports it', async (t) => {
-  const files = ['src', 'test', 'scripts'].flatMap((part) => filesBelow(part, /\.ts$/));
-  t.equal(cycleOf(files.flatMap(importsOf)), undefined);
+  t.equal(cycleOf(ALL_SOURCES.flatMap(importsOf)), undefined);
   const graph = (...edges: string[]): Import[] => edges.map((edge) => ({ from: edge[0], file: edge[1], specifier: '' }));
   t.equal(cycleOf(graph('ab', 'ac', 'bc')), undefined);
   t.strictSame(cycleOf(graph('ab', 'bc', 'cb')), ['b', 'c', 'b']);
@@ -172,12 +178,11 @@ const EXPORTED = /^export (?:abstract )?(?:async )?(?:const|let|function\*?|clas
 function unusedExports(exporters: readonly string[], users: readonly string[], textOf: (file: string) => string): string[] {
   const used = new Set<string>();
   for (const file of users) {
-    const target = (specifier: string): string => relative(ROOT, resolve(ROOT, dirname(file), specifier)).replace(/\.js$/, '.ts');
     const text = textOf(file);
     for (const [, names, specifier] of text.matchAll(NAMED)) {
-      for (const name of names.split(',')) used.add(`${target(specifier)} ${name.trim().replace(/^type /, '').replace(/ as .*/, '')}`);
+      for (const name of names.split(',')) used.add(`${targetOf(file, specifier)} ${name.trim().replace(/^type /, '').replace(/ as .*/, '')}`);
     }
-    for (const [, all, late] of text.matchAll(WHOLE)) used.add(`${target(all ?? late)} *`);
+    for (const [, all, late] of text.matchAll(WHOLE)) used.add(`${targetOf(file, all ?? late)} *`);
   }
   return exporters.flatMap((file) => [...textOf(file).matchAll(EXPORTED)]
     .map(([, name]) => `${file} ${name}`)
@@ -186,8 +191,7 @@ function unusedExports(exporters: readonly string[], users: readonly string[], t
 
 t.test('what src exports is used by another file', async (t) => {
   const sources = filesBelow('src', /\.ts$/).filter((file) => !file.startsWith(join('src', 'vendor')));
-  const users = ['src', 'test', 'scripts'].flatMap((part) => filesBelow(part, /\.ts$/));
-  t.strictSame(unusedExports(sources, users, (file) => readFileSync(join(ROOT, file), 'utf8')), []);
+  t.strictSame(unusedExports(sources, ALL_SOURCES, (file) => readFileSync(join(ROOT, file), 'utf8')), []);
   const texts: Record<string, string> = {
     'a.ts': 'export const one = 1;\nexport function two() {}\nexport class Three {}\n',
     'b.ts': "import { one, type Three } from './a.js';\nexport const four = one;\n",
@@ -197,7 +201,7 @@ t.test('what src exports is used by another file', async (t) => {
 });
 
 t.test('the files that documents and comments name are there', async (t) => {
-  const files = ['src', 'test', 'scripts'].flatMap((part) => filesBelow(part, /\.ts$/)).map((file) => file.split(sep).join('/'));
+  const files = ALL_SOURCES.map((file) => file.split(sep).join('/'));
   const there = (name: string): boolean => files.some((file) => file === name || file.endsWith(`/${name}`));
   const missing = (file: string): string[] => {
     const text = readFileSync(join(ROOT, file), 'utf8');

@@ -287,21 +287,9 @@ t.test('a device that fails ends both sides with what it said', async (t) => {
   }
 });
 
-/** A side that says what the test wants. */
-async function against(device: RegionDevice, say: (channel: Channel) => void): Promise<Error> {
-  const down = pipeWith(undefined);
-  const up = pipeWith(undefined);
-  const other = new Channel(down.out, up.into);
-  other.start({ heard: () => undefined, message: () => undefined, ended: () => undefined });
-  say(other);
-  return await new Source(device, new Channel(up.out, down.into), () => undefined).run().then(() => new Error('it succeeded'), (error: unknown) => error as Error);
-}
-
-/** A source (or sink) whose other side is the test; `silent` has to come, and nothing else. */
-function alone(side: 'source' | 'sink', sizeBytes: number, patience: Patience): { ended: Promise<Error>; say: (type: number, payload: Buffer) => void; raw: PassThrough; other: Channel; heard: number[] } {
+/** A source (or sink) whose other side is the test: it has to end with an error. */
+function alone(side: 'source' | 'sink', device: RegionDevice, patience?: Patience): { ended: Promise<Error>; say: (type: number, payload: Buffer) => void; raw: PassThrough; other: Channel; heard: number[] } {
   const [down, up] = [pipeWith(undefined), pipeWith(undefined)];
-  const device = new MemoryDevice('from', sizeBytes);
-  device.put(0, Buffer.alloc(sizeBytes, 7));
   const heard: number[] = [];
   const other = new Channel(down.out, up.into);
   other.start({ heard: () => undefined, message: (type) => void heard.push(type), ended: () => undefined });
@@ -311,19 +299,32 @@ function alone(side: 'source' | 'sink', sizeBytes: number, patience: Patience): 
   return { ended, say: (type, payload) => void other.send(type, payload), raw: up.into, other, heard };
 }
 
+/** What a source ends with to which the other side says this. */
+function against(device: RegionDevice, say: (channel: Channel) => void): Promise<Error> {
+  const { other, ended } = alone('source', device);
+  say(other);
+  return ended;
+}
+
+function filled(sizeBytes: number): MemoryDevice {
+  const device = new MemoryDevice('from', sizeBytes);
+  device.put(0, Buffer.alloc(sizeBytes, 7));
+  return device;
+}
+
 const hello = (role: 'source' | 'sink', sizeBytes: number): Buffer => encodeJson({ protocol: PROTOCOL_VERSION, program: 'test', role, device: 'there', sizeBytes, regionBytes: REGION_BYTES, fanOut: 128, blockBytes: BLOCK_BYTES });
 
 t.test('another side that never greets ends the run with what to do, on both sides, and is told', async (t) => {
   const patience = { greetingMs: 200, silenceMs: 3_600_000 };
   for (const [side, words] of [['source', /has said nothing for 0\.2 s\. The command must run "lockstep reconcile --serve GROUP\/DEVICE" there: try it by hand.*--greeting-timeout/], ['sink', /has said nothing for 0\.2 s\. --serve is started by .* run it again/]] as const) {
-    const run = alone(side, MIB, patience);
+    const run = alone(side, filled(MIB), patience);
     const error = await run.ended;
     t.match(error, { code: 'reconcile/silent' }, side);
     t.match(error.message, words);
     await turn();
     t.strictSame(run.heard, [Type.HELLO, Type.FAILED]);
   }
-  const prompt = alone('source', MIB, patience);
+  const prompt = alone('source', filled(MIB), patience);
   prompt.raw.write('pass: ');
   t.match((await prompt.ended).message, /has not greeted, and said only "pass:", for 0\.2 s/);
 });
@@ -332,13 +333,13 @@ t.test('silence while an answer is due ends the run; silence while none is due, 
   const patience = { greetingMs: 3_600_000, silenceMs: 200 };
   const silent = { code: 'reconcile/silent', message: /has said nothing for 0\.2 s although an answer is due: .* --timeout/ };
   // The source has told of its only subtree, and waits to hear that it is equal.
-  const source = alone('source', MIB, patience);
+  const source = alone('source', filled(MIB), patience);
   source.say(Type.HELLO, hello('sink', MIB));
   t.match(await source.ended, silent);
   t.strictSame(source.heard.slice(0, 2), [Type.HELLO, Type.SUBTREE]);
   // The sink waits for the first subtree; and, told of it, for what it has asked for.
   for (const told of [false, true]) {
-    const sink = alone('sink', MIB, patience);
+    const sink = alone('sink', filled(MIB), patience);
     sink.say(Type.HELLO, hello('source', MIB));
     if (told) sink.say(Type.SUBTREE, encodeSubtree(0, Buffer.alloc(DIGEST_BYTES, 1)));
     t.match(await sink.ended, silent);

@@ -15,7 +15,6 @@ async function setup(t: { teardown(action: () => Promise<void>): void }): Promis
   const directory = makeTempDirectory('gone');
   const socket = join(directory, 's');
   const port = new FakePort();
-  // As the data thread: it answers no sooner than the caller goes.
   // It never answers by itself.
   port.answers.drain = () => new Promise<DrainReply>(() => undefined);
   const log: LogEntry[] = [];

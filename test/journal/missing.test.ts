@@ -4,6 +4,7 @@
  * every step of beginning a segment, of which nothing is noticed.
  */
 import t from 'tap';
+import { crc32c } from '../../src/base/crc32c.js';
 import { CorruptionError } from '../../src/base/errors.js';
 import { KIB } from '../../src/base/units.js';
 import { O } from '../../src/io/io.js';
@@ -191,7 +192,6 @@ t.test('a batch that was cut off by a kill in a volatile journal is no loss', as
   // As a kill in the middle of the write leaves it: half of the batch, and the note of the one before.
   rig.node.disk.corrupt(path, pos + 4096 + 10, 100);
   new DataView(end.buffer, end.byteOffset).setUint32(32, before.lsn, true);
-  const { crc32c } = await import('../../src/base/crc32c.js');
   new DataView(end.buffer, end.byteOffset).setUint32(4, crc32c(end, 8, 40), true);
   write(rig, END, end);
   t.equal(outcome(rig), before.lsn);

@@ -17,17 +17,16 @@ const CHANGES_A_ROUND = 12;
 
 const [seed, stopFile, ...directories] = process.argv.slice(2);
 const random = new Random(Number(seed));
-const below = (limit: number): number => Math.floor(random.unit() * limit);
 const witnesses = directories.map((directory) => openSync(join(directory, 'witness'), 'w'));
 
 function change(directory: string): void {
-  const name = (): string => join(directory, `d${below(4)}`, `f${below(NAMES)}`);
+  const name = (): string => join(directory, `d${random.below(4)}`, `f${random.below(NAMES)}`);
   const path = name();
-  switch (below(6)) {
-    case 0: case 1: rmSync(path, { recursive: true, force: true }); writeFileSync(path, Buffer.alloc(below(LARGEST_BYTES), random.u32())); return;
-    case 2: if (existsSync(path)) writeFileSync(path, Buffer.alloc(below(8192), random.u32()), { flag: 'a' }); return;
+  switch (random.below(6)) {
+    case 0: case 1: rmSync(path, { recursive: true, force: true }); writeFileSync(path, Buffer.alloc(random.below(LARGEST_BYTES), random.u32())); return;
+    case 2: if (existsSync(path)) writeFileSync(path, Buffer.alloc(random.below(8192), random.u32()), { flag: 'a' }); return;
     case 3: rmSync(path, { recursive: true, force: true }); return;
-    case 4: if (existsSync(path)) truncateSync(path, below(LARGEST_BYTES)); return;
+    case 4: if (existsSync(path)) truncateSync(path, random.below(LARGEST_BYTES)); return;
     default: {
       const other = name();
       if (existsSync(path)) return renameSync(path, other);

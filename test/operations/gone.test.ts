@@ -38,17 +38,21 @@ async function gauge(node: TestNode, name: string): Promise<number> {
 /** Requests that the data thread has not answered, beside the one that asks. */
 const underWay = async (node: TestNode): Promise<number> => (await gauge(node, 'control_requests')) - 1;
 
-/** How a caller goes. */
-type Way = (t: { teardown(action: () => unknown): void }, ...args: string[]) => Promise<() => Promise<void>>;
+/** Asks for a snapshot with a halt, and returns how its caller goes. */
+type Way = (name: string) => Promise<() => Promise<void>>;
 
-const killed: Way = async (_t, ...args) => {
-  const cli = lockstep(primary, ...args);
+function askHalted(name: string): RunningProcess {
+  return lockstep(primary, 'snapshot', `g/a@${name}`, '--halt', '--wait-timeout', '600');
+}
+
+const killed: Way = async (name) => {
+  const cli = askHalted(name);
   await waitFor('the request arrives', async () => (await underWay(primary)) > 0);
   return () => cli.stop('SIGKILL');
 };
 
-const interrupted: Way = async (_t, ...args) => {
-  const cli = lockstep(primary, ...args);
+const interrupted: Way = async (name) => {
+  const cli = askHalted(name);
   await waitFor('the request arrives', async () => (await underWay(primary)) > 0);
   return async () => {
     await cli.stop('SIGINT');
@@ -56,10 +60,10 @@ const interrupted: Way = async (_t, ...args) => {
   };
 };
 
-const dropped: Way = async (_t, name) => {
+const dropped: Way = async (name) => {
   const call = httpRequest({ socketPath: primary.controlSocket, method: 'POST', path: '/v1/groups/g/snapshots', headers: { 'content-type': 'application/json' } });
   call.on('error', () => {});
-  call.end(JSON.stringify({ source: 'a', name: name === 'snapshot' ? 'dropped' : name, halt: true, waitSeconds: 600 }));
+  call.end(JSON.stringify({ source: 'a', name, halt: true, waitSeconds: 600 }));
   await waitFor('the request arrives', async () => (await underWay(primary)) > 0);
   return () => Promise.resolve(void call.destroy());
 };
@@ -73,7 +77,7 @@ t.test('a halt ends when whoever asked goes, and its operation is not done any m
   // The secondary lacks this.
   await fill(client, 0, 1, 'x');
   for (const [way, name] of [[killed, 'killed'], [interrupted, 'interrupted'], [dropped, 'dropped']] as const) {
-    const go = await way(t, 'snapshot', `g/a@${name}`, '--halt', '--wait-timeout', '600');
+    const go = await way(name);
     await waitFor('writers wait', async () => (await primary.group('g')).journal.stalled === 'writers wait for an operation with --halt');
     let written = false;
     const write = fill(client, 1, 1, 'y').then(() => (written = true));
