@@ -1,27 +1,11 @@
 /** Files of a volatile journal that are removed while the daemon is down, and local snapshots when what followed was lost. */
 import t from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
-import { decodeSegmentHeader } from '../../src/journal/format.js';
 import { GROUP, SMALL } from './cluster.js';
-import type { SimHost } from './cluster.js';
-import { TMPFS } from './disk.js';
 import { LocalDevices } from './local.js';
 import { BLOCK } from './model.js';
-import { acceptableLsn } from './refusal.js';
 import { Rig } from './rig.js';
-
-const JOURNAL = `${TMPFS}/${GROUP}/journal`;
-const SECTOR = 512;
-
-/** Segments of the journal, in the order in which they were begun. */
-function segmentsOf(host: SimHost): string[] {
-  const { disk } = host.node;
-  const serial = (path: string): number => {
-    const header = decodeSegmentHeader(disk.peek(path, 0, SECTOR), 0);
-    return typeof header === 'string' ? 0 : header.serial;
-  };
-  return disk.paths(JOURNAL).filter((path) => path.includes('segment') && serial(path) > 0).sort((a, b) => serial(a) - serial(b));
-}
+import { acceptableLsn, segmentsOf } from './volatile-journal.js';
 
 /** Nothing is destaged by itself: what was acknowledged is in the journal only. */
 const LAZY = { ...SMALL, checkpointSeconds: 1000, checkpointBytes: 64 * MIB, destageUs: 3600e6, destageFraction: 0.95, segments: 12 };
@@ -113,26 +97,3 @@ for (const how of ['power is lost', 'the newest file is removed'] as const) {
     t.same(names(), ['v~early', 'v~kept', 'v~late']);
   });
 }
-
-t.test('after a clean stop a part of the journal that is removed is no loss', async (t) => {
-  const rig = new Rig(13);
-  t.teardown(() => rig.dispose());
-  rig.host.volatile();
-  rig.start();
-  rig.create('v', 4 * MIB);
-  for (let i = 0; i < 16; i++) t.equal(rig.ask('v', 'write', i * 64 * KIB, 64 * KIB), 0);
-  const { epochs, position } = rig.host.group;
-  rig.stop();
-  rig.host.node.disk.unlink(segmentsOf(rig.host).at(-1)!);
-  t.equal(rig.tryStart(), undefined);
-  t.same([rig.host.group.epochs, rig.host.group.position], [epochs, position]);
-  rig.verify();
-  t.equal(rig.ask('v', 'write', 0, 5000), 0);
-  rig.host.crash('kill');
-  t.equal(rig.tryStart(), undefined);
-  rig.verify();
-  rig.stop();
-  rig.host.node.disk.unlink(`${JOURNAL}/end`);
-  t.equal(rig.tryStart(), undefined, 'nor is the note of its end');
-  rig.verify();
-});

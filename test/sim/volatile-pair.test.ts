@@ -4,7 +4,7 @@ import type { Test } from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import { GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
 import type { Peering } from './cluster.js';
-import { acceptableLsn, REFUSED } from './refusal.js';
+import { acceptableLsn, REFUSED } from './volatile-journal.js';
 import { Workload } from './workload.js';
 import { World } from './world.js';
 

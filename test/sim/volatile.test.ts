@@ -9,18 +9,17 @@ import type { Test } from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { NodeBlocks } from '../../src/group/blocks.js';
 import { RequestKind } from '../../src/group/requests/requests.js';
-import { GROUP, SMALL } from './cluster.js';
+import { SMALL } from './cluster.js';
 import type { SimHost } from './cluster.js';
 import { TMPFS } from './disk.js';
 import { BLOCK, ZERO_BLOCK } from './model.js';
 import type { ModelEntry } from './model.js';
 import { Rig } from './rig.js';
-import { acceptableLsn, REFUSED } from './refusal.js';
+import { acceptableLsn, JOURNAL, REFUSED, segmentsOf } from './volatile-journal.js';
 import { MIXED, Workload } from './workload.js';
 
 const SEEDS = process.env.TEST_SEED === undefined ? [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] : [Number(process.env.TEST_SEED)];
 const STATE = Rig.path('state.json');
-const JOURNAL = `${TMPFS}/${GROUP}/journal`;
 const SECTOR = 512;
 
 function volatileRig(t: Test, seed: number): Rig {
@@ -125,7 +124,15 @@ t.test('a killed daemon goes on with everything that it had acknowledged', async
   rig.verify();
 });
 
-for (const how of ['power is lost', 'the directory is emptied'] as const) {
+/** What takes nothing away that is needed after a clean stop. */
+const LOSSES: readonly [string, (host: SimHost) => void][] = [
+  ['power is lost', (host) => host.crash('power')],
+  ['the directory is emptied', emptyJournal],
+  ['the newest file is removed', (host) => host.node.disk.unlink(segmentsOf(host).at(-1)!)],
+  ['the note of its end is removed', (host) => host.node.disk.unlink(`${JOURNAL}/end`)],
+];
+
+for (const [how, lose] of LOSSES) {
   t.test(`after a clean stop nothing is missing when ${how}, and no epoch follows`, async (t) => {
     const rig = volatileRig(t, 3);
     rig.start();
@@ -135,8 +142,7 @@ for (const how of ['power is lost', 'the directory is emptied'] as const) {
     t.equal(rig.ask('v', 'zero', 8 * KIB, 30_000), 0);
     const { epochs, position } = rig.host.group;
     rig.stop();
-    if (how === 'power is lost') rig.host.crash('power');
-    else emptyJournal(rig.host);
+    lose(rig.host);
     t.equal(rig.tryStart(), undefined, how);
     t.same([rig.host.group.epochs, rig.host.group.position], [epochs, position]);
     rig.verify();
