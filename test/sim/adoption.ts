@@ -4,7 +4,7 @@
  * end with the same replicated snapshot, or both with their local ones. With
  * disks that fail below local devices, or without a link, by a carried journal.
  *
- * Owns: what a seed means. Must not know: what fails (local-faults.ts), the pipe
+ * Owns: what a seed means. Must not know: what fails (faulty-side.ts), the pipe
  * (carrier.ts).
  */
 import { DIGEST_BYTES, DigestSum, putRegionDigest } from '../../src/base/content-digest.js';
@@ -14,8 +14,9 @@ import type { ControlRequest } from '../../src/control/port.js';
 import type { OperationReply, SealReply } from '../../src/control/schema/replies.js';
 import { adoptable } from '../model/devices.js';
 import { Carrier } from './carrier.js';
-import { ALONE, GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
-import { FaultySide } from './local-faults.js';
+import { ALONE, GROUP, LINKED, SimHost, SMALL, UNLINKED, caughtUp, lastWords } from './cluster.js';
+import { FaultySide } from './faulty-side.js';
+import type { LocalDevices } from './local.js';
 import { BLOCK, ZERO_BLOCK } from './model.js';
 import type { Random } from './random.js';
 import { Workload } from './workload.js';
@@ -24,7 +25,6 @@ import type { CrashKind } from './world.js';
 
 const SIZE = 192 * KIB;
 export const ROUNDS = 3;
-const ADDRESS = { a: '10.0.0.1:10901', b: '10.0.0.2:10902' };
 
 export interface AdoptCounts {
   crashes: number;
@@ -50,14 +50,14 @@ export class AdoptRun {
   private readonly carrier: Carrier | undefined;
   private fill = 0;
 
-  constructor(private readonly seed: number, private readonly counts: AdoptCounts, private readonly kind: AdoptKind = 'plain') {
+  constructor(private readonly seed: number, private readonly counts: AdoptCounts, private readonly kind: AdoptKind) {
     this.world = new World({ seed });
     this.random = this.world.random.fork(300);
     const checkpointSeconds = this.random.pick([0.02, 0.5, 5]);
     const sizes = { ...SMALL, checkpointSeconds, checkpointBytes: this.random.pick([64 * KIB, MIB]), syncMs: this.random.pick([1, 20]) };
     const carried = kind === 'carried';
-    const a = new SimHost(this.world, 'a', sizes, carried ? ALONE : { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0);
-    const b = new SimHost(this.world, 'b', sizes, carried ? { role: 'secondary', peers: [] } : { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1);
+    const a = new SimHost(this.world, 'a', sizes, carried ? ALONE : LINKED.a, 0);
+    const b = new SimHost(this.world, 'b', sizes, carried ? UNLINKED : LINKED.b, 1);
     b.stableLimit = () => a.model.durableTruth();
     this.a = new FaultySide(a, this.random.fork(1));
     this.b = new FaultySide(b, this.random.fork(2));
@@ -81,8 +81,7 @@ export class AdoptRun {
       this.must(this.a, { op: 'create', group: GROUP, name: 'v', sizeBytes: SIZE, wait: 'durable', waitSeconds: 10 });
       for (let round = 0; round < ROUNDS; round++) this.round(`s${round}`);
     } catch (error) {
-      const tail = [...this.a.host.log, ...this.b.host.log].sort((x, y) => Number.parseFloat(x) - Number.parseFloat(y)).slice(-60).join('\n');
-      throw new Error(`TEST_SEED=${this.seed}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n--- log ---\n${tail}`, { cause: error });
+      throw new Error(`TEST_SEED=${this.seed}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n--- log ---\n${lastWords([this.a.host, this.b.host], 60)}`, { cause: error });
     } finally {
       this.world.dispose();
       adoptable.clear();
@@ -99,7 +98,7 @@ export class AdoptRun {
     for (const side of this.both) this.snapshot(side, 'v', 'x');
     for (const side of this.both) this.snapshot(side, this.random.pick(['v', 'v~x']), 'y');
     this.change();
-    const digest = this.contentDigest();
+    const digest = adoptableDigest(this.a.locals.find('v~x')!);
     for (const side of this.both) this.sealed(side, digest);
     if (this.random.chance(0.3)) this.crashSome();
     for (const side of this.both) this.sealed(side, digest);
@@ -181,25 +180,6 @@ export class AdoptRun {
     }
   }
 
-  private contentDigest(): string {
-    const device = this.a.locals.find('v~x')!;
-    const sum = new DigestSum();
-    const content = new Map<number, Uint8Array>();
-    const region = Buffer.alloc(REGION_BYTES);
-    const digest = Buffer.alloc(DIGEST_BYTES);
-    for (let block = 0; block < SIZE / BLOCK; block++) {
-      const bytes = device.current(block);
-      if (Buffer.compare(bytes, ZERO_BLOCK) !== 0) content.set(block, bytes);
-      region.set(bytes, (block * BLOCK) % REGION_BYTES);
-      if (((block + 1) * BLOCK) % REGION_BYTES !== 0) continue;
-      putRegionDigest(digest, 0, Math.floor((block * BLOCK) / REGION_BYTES), region);
-      sum.add(digest);
-    }
-    const words = sum.contentDigest(SIZE);
-    adoptable.set(words, content);
-    return words;
-  }
-
   private sealed(side: FaultySide, digest: string): void {
     const request = { op: 'seal' as const, group: GROUP, device: 'v~x', undo: false, force: true };
     const reply = this.must<SealReply>(side, { ...request, known: null });
@@ -229,10 +209,7 @@ export class AdoptRun {
   }
 
   private must<R = OperationReply>(side: FaultySide, request: ControlRequest): R {
-    const outcome = side.host.command(request);
-    this.advance(() => outcome.ended);
-    if (outcome.error !== undefined) throw outcome.error as Error;
-    return outcome.reply as R;
+    return side.host.order(request, (until) => this.advance(until));
   }
 
   // ---- the world --------------------------------------------------------------------------------------
@@ -250,14 +227,10 @@ export class AdoptRun {
 
   private crash(side: FaultySide, how: CrashKind): void {
     const { stopped } = side;
-    if (stopped && side.host.path?.blocks.group(GROUP) !== undefined) {
-      this.counts.stopped++;
-      if (!/\((EIO|ENOSPC|EMFILE)\)/.test(side.host.group.roleReason)) throw new Error(`${side.host.name} stopped, and says ${side.host.group.roleReason}`);
-    }
-    // That an fdatasync failed was told to a process that noted it, or the machine loses power, too.
-    const kind = side.host.journalPlace.volatile ? this.end(side.host, how) : side.syncFailed && !stopped ? 'power' : how;
+    if (side.stoppedByFault) this.counts.stopped++;
+    const kind = side.host.journalPlace.volatile ? this.end(side.host, how) : side.crashKind(how);
     if (side.host.alive) side.host.crash(kind);
-    side.toJudge = stopped || kind === 'power' || side.toJudge === 'power' ? 'power' : 'kill';
+    side.judgeAs(stopped ? 'power' : kind);
   }
 
   /** Power is taken from a node with a volatile journal only after a stop in order. Returns what it is in the end. */
@@ -277,16 +250,7 @@ export class AdoptRun {
   }
 
   private start(side: FaultySide): void {
-    const { host } = side;
-    for (let i = 0; ; i++) {
-      if (i > 2 || this.random.chance(0.3)) side.disarm();
-      side.failed = side.syncFailed = false;
-      if (!host.start()) throw new Error(`${host.name} crashed at its start`);
-      if (host.problem === undefined) return;
-      if (!side.failed || !/\((EIO|ENOSPC|EMFILE)\)/.test(host.problem)) throw new Error(`${host.name} cannot open the group: ${host.problem}`);
-      this.counts.stopped++;
-      this.crash(side, this.random.pick(['power', 'kill']));
-    }
+    this.counts.stopped += side.start(this.random, 0.3);
   }
 
   /** Nothing fails any more, both nodes run, and hold what they must. */
@@ -302,25 +266,18 @@ export class AdoptRun {
       }
       this.advance(() => down() || (this.a.host.group.role === 'primary' && this.both.every(({ host }) => !host.group.hasContent || !host.group.content.local.jobsInFlight)));
     } while (down());
-    for (const side of this.both) {
-      if (side.toJudge !== undefined) side.locals.judge(side.toJudge);
-      side.toJudge = undefined;
-    }
+    for (const side of this.both) side.judge();
   }
 
   private advance(until: () => boolean): void {
-    const { host } = this.b;
     this.world.run(() => {
       this.carrier?.step();
-      if (host.alive && host.path?.blocks.group(GROUP)?.hasContent === true) host.adopted();
       return until();
     }, { us: 120e6 });
   }
 
   private pass(us: number): void {
-    let over = false;
-    this.world.after(us, () => void (over = true));
-    this.advance(() => over);
+    this.advance(this.world.elapsed(us));
   }
 
   private catchUp(): void {
@@ -337,4 +294,23 @@ export class AdoptRun {
     new Uint32Array(bytes.buffer).fill(Math.imul(this.seed * 1000 + ++this.fill, 0x9e3779b1) >>> 0);
     return bytes;
   }
+}
+
+/** Content digest of a local device, whose content the model may take over from here on. Its size is a whole number of regions. */
+export function adoptableDigest(device: NonNullable<ReturnType<LocalDevices['find']>>): string {
+  const sum = new DigestSum();
+  const content = new Map<number, Uint8Array>();
+  const region = Buffer.alloc(REGION_BYTES);
+  const bytes = Buffer.alloc(DIGEST_BYTES);
+  for (let block = 0; block < device.blocks; block++) {
+    const now = device.current(block);
+    if (Buffer.compare(now, ZERO_BLOCK) !== 0) content.set(block, now);
+    region.set(now, (block * BLOCK) % REGION_BYTES);
+    if (((block + 1) * BLOCK) % REGION_BYTES !== 0) continue;
+    putRegionDigest(bytes, 0, Math.floor((block * BLOCK) / REGION_BYTES), region);
+    sum.add(bytes);
+  }
+  const digest = sum.contentDigest(device.blocks * BLOCK);
+  adoptable.set(digest, content);
+  return digest;
 }

@@ -10,7 +10,7 @@ import type { ExportPart, ImportOpened } from '../../src/control/carry.js';
 import type { ControlRequest } from '../../src/control/port.js';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { DrainReply, ImportState } from '../../src/control/schema/replies.js';
-import { ALONE, GROUP, SimHost, SMALL } from './cluster.js';
+import { ALONE, GROUP, LINKED, SimHost, SMALL, UNLINKED } from './cluster.js';
 import { PairRun } from './pair.js';
 import { World } from './world.js';
 
@@ -49,20 +49,11 @@ t.test('the same with volatile journals: whoever has taken in what a stop in ord
 function three(t: { teardown(action: () => void): void }): { world: World; a: SimHost; b: SimHost; c: SimHost; ask: (host: SimHost, request: ControlRequest) => unknown } {
   const world = new World({ seed: 1 });
   t.teardown(() => world.dispose());
-  const [addressA, addressB] = ['10.0.0.1:10901', '10.0.0.2:10902'];
-  const a = new SimHost(world, 'a', SMALL, { ...ALONE, listen: addressA, peers: [{ node: 'b', address: addressB }] }, 0);
-  const b = new SimHost(world, 'b', SMALL, { role: 'secondary', listen: addressB, peers: [{ node: 'a', address: addressA }] }, 1);
-  const c = new SimHost(world, 'c', SMALL, { role: 'secondary', peers: [] }, 2);
+  const a = new SimHost(world, 'a', SMALL, LINKED.a, 0);
+  const b = new SimHost(world, 'b', SMALL, LINKED.b, 1);
+  const c = new SimHost(world, 'c', SMALL, UNLINKED, 2);
   for (const host of [a, b, c]) host.stableLimit = () => Infinity;
-  const ask = (host: SimHost, request: ControlRequest): unknown => {
-    const outcome = host.command(request);
-    world.run(() => {
-      for (const one of [b, c]) if (one.path?.blocks.group(GROUP)?.hasContent === true) one.adopted();
-      return outcome.ended;
-    }, { us: 60e6 });
-    if (outcome.error !== undefined) throw outcome.error as Error;
-    return outcome.reply;
-  };
+  const ask = (host: SimHost, request: ControlRequest): unknown => host.order<unknown>(request, (until) => world.run(until, { us: 60e6 }));
   return { world, a, b, c, ask };
 }
 
@@ -143,12 +134,7 @@ function full(t: { teardown(action: () => void): void }, sizes: Partial<typeof S
   t.teardown(() => world.dispose());
   const a = new SimHost(world, 'a', { ...SMALL, ...sizes }, ALONE, 0);
   a.start();
-  const ask = (request: ControlRequest): unknown => {
-    const outcome = a.command(request);
-    world.run(() => outcome.ended, { us: 60e6 });
-    if (outcome.error !== undefined) throw outcome.error as Error;
-    return outcome.reply;
-  };
+  const ask = (request: ControlRequest): unknown => a.order<unknown>(request, (until) => world.run(until, { us: 60e6 }));
   ask({ op: 'exportOpen', group: GROUP, cursor: 'x', from: null });
   ask({ op: 'create', group: GROUP, name: 'v', sizeBytes: MIB, wait: 'durable', waitSeconds: 10 });
   const device = [...a.model.state.devices.values()][0];
@@ -159,9 +145,7 @@ function full(t: { teardown(action: () => void): void }, sizes: Partial<typeof S
     world.run(() => waiting.errno >= 0 || a.group.stalledCount > 0, { us: 60e6 });
     if (waiting.errno < 0) {
       // Nothing happens any more that would come in handy.
-      let quiet = false;
-      world.after(1e6, () => (quiet = true));
-      world.run(() => quiet, { us: 60e6 });
+      world.run(world.elapsed(1e6), { us: 60e6 });
       return { world, a, ask, waiting };
     }
   }
@@ -212,9 +196,7 @@ t.test('the position of an import is told when it moves, and not before', async 
   const { session, state } = ask(c, { op: 'importOpen', group: GROUP }) as ImportOpened;
   const told = c.command({ op: 'importState', session, told: state.position, waitSeconds: 600 });
   ask(c, { op: 'importPush', session, bytes: open.bytes });
-  let later = false;
-  world.after(2e6, () => (later = true));
-  world.run(() => later, { us: 60e6 });
+  world.run(world.elapsed(2e6), { us: 60e6 });
   t.notOk(told.ended, 'nothing has moved');
   ask(c, { op: 'importPush', session, bytes: page.bytes });
   world.run(() => c.group.journal.durableLsn === c.group.position.lsn, { us: 60e6 });

@@ -52,6 +52,11 @@ export const SMALL: Sizes = {
   maxBatchPayload: 64 * KIB, destageFraction: 0.1, destageUs: 20_000, compactSlackBytes: 64 * KIB,
 };
 
+/** Nothing becomes durable but by FLUSH or by what an operation waits for. */
+export const LAZY: Sizes = {
+  ...SMALL, segments: 12, syncMs: 60_000, syncBytes: 64 * MIB, checkpointSeconds: 1000, checkpointBytes: 64 * MIB, destageUs: 3600e6, destageFraction: 0.9,
+};
+
 export interface Peering {
   readonly role: 'primary' | 'secondary';
   /** Where this node listens for links. */
@@ -60,6 +65,16 @@ export interface Peering {
 }
 
 export const ALONE: Peering = { role: 'primary', peers: [] };
+/** Gets its journal by other ways than a link. */
+export const UNLINKED: Peering = { role: 'secondary', peers: [] };
+
+const ADDRESS = { a: '10.0.0.1:10901', b: '10.0.0.2:10902' };
+
+/** A primary `a` and its secondary `b`, each of which knows where the other listens. */
+export const LINKED: Readonly<Record<'a' | 'b', Peering>> = {
+  a: { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] },
+  b: { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] },
+};
 
 const memories: ArrayBuffer[] = [];
 
@@ -155,7 +170,10 @@ export class SimHost {
       this.path = path;
       this.commands = new Commands(path, 0);
       if (path.broken.length === 0 && this.group.hasContent) this.opened();
-      this.node.step = () => reactor.step(-1);
+      this.node.step = () => {
+        reactor.step(-1);
+        if (!io.dead) this.adopted();
+      };
     });
   }
 
@@ -182,9 +200,9 @@ export class SimHost {
     this.model.rebase();
   }
 
-  /** A secondary that had nothing has taken its first content. */
-  adopted(): void {
-    if (this.client === undefined) this.opened();
+  /** A secondary that had nothing may have taken its first content. */
+  private adopted(): void {
+    if (this.client === undefined && this.path?.blocks.group(GROUP)?.hasContent === true) this.opened();
   }
 
   /** Its history goes on from here: nobody makes it go back. */
@@ -277,6 +295,14 @@ export class SimHost {
     }, caller));
     this.node.poke();
     return outcome;
+  }
+
+  /** Carries a control request out to its end, with `run` letting the simulation go on. Throws what it failed with. */
+  order<R = OperationReply>(request: ControlRequest, run: (until: () => boolean) => void): R {
+    const outcome = this.command(request);
+    run(() => outcome.ended);
+    if (outcome.error !== undefined) throw outcome.error as Error;
+    return outcome.reply as R;
   }
 
   private operationDone(op: string, { lsn }: OperationReply): void {
@@ -400,4 +426,9 @@ function isOperation(request: ControlRequest): request is OperationRequest {
 export function caughtUp(primary: SimHost, secondary: SimHost): boolean {
   const [one, other] = [primary.group, secondary.group];
   return other.hasContent && other.appliedLsn === one.position.lsn && other.position.lsn === one.position.lsn && other.epochs.at(-1)!.id === one.epochs.at(-1)!.id;
+}
+
+/** What these nodes said last, in the order of time. */
+export function lastWords(hosts: readonly SimHost[], lines: number): string {
+  return hosts.flatMap(({ log }) => log).sort((x, y) => Number.parseFloat(x) - Number.parseFloat(y)).slice(-lines).join('\n');
 }

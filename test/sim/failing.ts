@@ -2,8 +2,10 @@
  * For tests that say themselves what fails: a pair of nodes in a quiet
  * simulation, and faults at chosen places.
  */
-import { KIB, MIB } from '../../src/base/units.js';
-import { GROUP, SimHost, SMALL } from './cluster.js';
+import { KIB } from '../../src/base/units.js';
+import type { ControlRequest } from '../../src/control/port.js';
+import type { OperationReply } from '../../src/control/schema/replies.js';
+import { GROUP, LAZY, SimHost, caughtUp } from './cluster.js';
 import type { Sizes } from './cluster.js';
 import type { FaultSite } from './faults.js';
 import { LocalDevices } from './local.js';
@@ -28,9 +30,6 @@ export function fail(rig: Rig | SimHost, times: number, matches: (site: FaultSit
   return state;
 }
 
-/** Nothing becomes durable but by FLUSH or by what an operation waits for. */
-export const LAZY = { ...SMALL, segments: 12, syncMs: 60_000, syncBytes: 64 * MIB, checkpointSeconds: 1000, checkpointBytes: 64 * MIB, destageUs: 3600e6, destageFraction: 0.9 };
-
 /** A primary `a` and its secondary `b`, with the volume `v`, both level and durable; `locals`: those of `b`. */
 export class Pair {
   readonly world: World;
@@ -47,19 +46,19 @@ export class Pair {
     this.locals = new LocalDevices(this.b);
     this.b.start();
     this.a.start();
-    const create = this.a.command({ op: 'create', group: GROUP, name: 'v', sizeBytes: SIZE, ...WAIT });
-    this.run(() => create.ended);
+    this.order(this.a, { op: 'create', group: GROUP, name: 'v', sizeBytes: SIZE, ...WAIT });
     this.write(0, 1);
-    const flushed = this.a.command({ op: 'flush', group: GROUP, upTo: 'durable' });
-    this.run(() => flushed.ended && this.caughtUp && this.b.group.stableLsn === this.a.group.journal.durableLsn);
+    this.order(this.a, { op: 'flush', group: GROUP, upTo: 'durable' });
+    this.run(() => this.caughtUp && this.b.group.stableLsn === this.a.group.journal.durableLsn);
     this.locals.attach();
   }
 
   run(until: () => boolean): void {
-    this.world.run(() => {
-      if (this.b.alive && this.b.path?.blocks.group(GROUP)?.hasContent === true) this.b.adopted();
-      return until();
-    }, LIMIT);
+    this.world.run(until, LIMIT);
+  }
+
+  order<R = OperationReply>(host: SimHost, request: ControlRequest): R {
+    return host.order(request, (until) => this.run(until));
   }
 
   write(block: number, letter: number): void {
@@ -72,13 +71,18 @@ export class Pair {
   }
 
   get caughtUp(): boolean {
-    return this.b.group.hasContent && this.b.group.position.lsn === this.a.group.position.lsn && this.b.group.epochs.length === this.a.group.epochs.length;
+    return caughtUp(this.a, this.b);
   }
 
   /** The secondary gets what its primary loses, and will have to go back. */
   ahead(): void {
     this.write(2, 2);
     this.run(() => this.caughtUp);
+    this.loseTail();
+  }
+
+  /** The primary loses what it has not made durable, and the secondary has. */
+  loseTail(): void {
     this.a.crash('power');
     this.world.network.partition('a', 'b');
     this.a.start();

@@ -11,19 +11,14 @@ import { KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
 import type { LinksReply } from '../../src/control/schema/replies.js';
 import { FINAL_FILE } from '../../src/group/content/finalnote.js';
-import { GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
+import { GROUP, LAZY, SimHost, caughtUp } from './cluster.js';
 import { LocalDevices } from './local.js';
 import { BLOCK } from './model.js';
 import { World } from './world.js';
 
 const SEED = Number(process.env.TEST_SEED ?? 3);
 const LIMIT = { us: 120e6 };
-/** Nothing becomes durable but by FLUSH or by what an operation waits for. */
-const LAZY = {
-  ...SMALL, segments: 12, syncMs: 60_000, syncBytes: 64 * MIB, checkpointSeconds: 1000, checkpointBytes: 64 * MIB, destageUs: 3600e6, destageFraction: 0.9,
-};
 const WAIT = { wait: 'durable' as const, waitSeconds: 10 };
-
 
 class Three {
   readonly world = new World({ seed: SEED });
@@ -49,17 +44,11 @@ class Three {
   }
 
   run(until: () => boolean): void {
-    this.world.run(() => {
-      for (const host of [this.b, this.c]) if (host.alive && host.path?.blocks.group(GROUP)?.hasContent === true) host.adopted();
-      return until();
-    }, LIMIT);
+    this.world.run(until, LIMIT);
   }
 
-  must<R>(host: SimHost, request: ControlRequest): R {
-    const outcome = host.command(request);
-    this.run(() => outcome.ended);
-    if (outcome.error !== undefined) throw outcome.error as Error;
-    return outcome.reply as R;
+  must(host: SimHost, request: ControlRequest): void {
+    host.order(request, (until) => this.run(until));
   }
 
   flush(host: SimHost, upTo: 'durable' | 'destaged' | 'checkpoint'): void {

@@ -10,14 +10,13 @@ import { Caller } from '../../src/base/caller.js';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
 import type { ExportPart } from '../../src/control/carry.js';
-import { ALONE, GROUP, SimHost, SMALL } from './cluster.js';
+import { GROUP, LINKED, SimHost, SMALL } from './cluster.js';
 import { BLOCK } from './model.js';
 import { PairRun } from './pair.js';
 import { World } from './world.js';
 
 const RUNS = Number(process.env.LOCKSTEP_SIM_RUNS ?? 15);
 const FIRST = process.env.TEST_SEED === undefined ? undefined : Number(process.env.TEST_SEED);
-const ADDRESS = { a: '10.0.0.1:10901', b: '10.0.0.2:10902' };
 const LIMIT = { us: 60e6 };
 const WAIT = { wait: 'durable' as const, waitSeconds: 600 };
 
@@ -27,12 +26,14 @@ class Pair {
   readonly world = new World({ seed: 1 });
   readonly a: SimHost;
   readonly b: SimHost;
+  /** Hooks that the links have. */
+  private readonly hooks: number;
 
   constructor(t: { teardown(action: () => void): void }, sizes: Partial<typeof SMALL> = {}) {
     t.teardown(() => this.world.dispose());
     Object.assign(this.world.network.rates, { latencyLowUs: 50, latencyHighUs: 200, bufferLow: 64 * KIB, bufferHigh: 64 * KIB });
-    this.a = new SimHost(this.world, 'a', { ...SMALL, ...sizes }, { ...ALONE, listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0);
-    this.b = new SimHost(this.world, 'b', { ...SMALL, ...sizes }, { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1);
+    this.a = new SimHost(this.world, 'a', { ...SMALL, ...sizes }, LINKED.a, 0);
+    this.b = new SimHost(this.world, 'b', { ...SMALL, ...sizes }, LINKED.b, 1);
     for (const host of [this.a, this.b]) {
       host.stableLimit = () => Infinity;
       // What comes of a caller that goes is said here.
@@ -41,20 +42,15 @@ class Pair {
     this.a.start();
     this.b.start();
     this.ask(this.a, { op: 'create', group: GROUP, name: 'v', sizeBytes: MIB, wait: 'applied', waitSeconds: 10 });
+    this.hooks = durableHooks(this.a);
   }
 
   run(until: () => boolean): void {
-    this.world.run(() => {
-      if (this.b.alive && this.b.path?.blocks.group(GROUP)?.hasContent === true) this.b.adopted();
-      return until();
-    }, LIMIT);
+    this.world.run(until, LIMIT);
   }
 
   ask(host: SimHost, request: ControlRequest): unknown {
-    const outcome = host.command(request);
-    this.run(() => outcome.ended);
-    if (outcome.error !== undefined) throw outcome.error as Error;
-    return outcome.reply;
+    return host.order<unknown>(request, (until) => this.run(until));
   }
 
   /** The caller of `outcome` goes: it is answered in the same step, by nobody's hearing. */
@@ -78,15 +74,12 @@ class Pair {
       applied: links.waits.length,
       held: group.ingest?.holding === true ? 1 : 0,
       requests: (commands as unknown as { underWay: number }).underWay,
-      durableHooks: (group as unknown as { durableHooks: { hooks: Set<unknown> } }).durableHooks.hooks.size - this.hooks,
+      durableHooks: durableHooks(host) - this.hooks,
       sizes: group.hasContent ? (group.content.sizes as unknown as { waiting: unknown[] }).waiting.length : 0,
       local: (group.local as unknown as { waits: unknown[]; pending: Map<unknown, unknown> }).waits.length + (group.local as unknown as { pending: Map<unknown, unknown> }).pending.size,
     };
     return Object.entries(found).filter(([, count]) => count !== 0).map(([name, count]) => `${name} ${count}`).join(', ');
   }
-
-  /** Hooks that the links have. */
-  hooks = 0;
 
   get devices(): string[] {
     const { tree } = this.a.group;
@@ -103,16 +96,14 @@ class Pair {
   }
 }
 
-function pairOf(t: { teardown(action: () => void): void }, sizes: Partial<typeof SMALL> = {}): Pair {
-  const pair = new Pair(t, sizes);
-  pair.hooks = (pair.a.group as unknown as { durableHooks: { hooks: Set<unknown> } }).durableHooks.hooks.size;
-  return pair;
+function durableHooks({ group }: SimHost): number {
+  return (group as unknown as { durableHooks: { hooks: Set<unknown> } }).durableHooks.hooks.size;
 }
 
 const SNAPSHOT = { op: 'snapshot', group: GROUP, source: 'v', name: 's', ...WAIT } as const;
 
 t.test('a halt whose caller goes is lifted at once, and its operation is not performed any more', async (t) => {
-  const pair = pairOf(t);
+  const pair = new Pair(t);
   const { a, world } = pair;
   world.network.partition('a', 'b');
   const { lsn } = a.group.position;
@@ -134,7 +125,7 @@ t.test('a halt whose caller goes is lifted at once, and its operation is not per
 });
 
 t.test('an operation of a halt that was appended stays when the caller goes, and the writers go on', async (t) => {
-  const pair = pairOf(t);
+  const pair = new Pair(t);
   const { a, world } = pair;
   const caller = new Caller();
   const before = a.group.position.lsn;
@@ -151,7 +142,7 @@ t.test('an operation of a halt that was appended stays when the caller goes, and
 });
 
 t.test('an operation that waits for the secondaries stays, and nobody waits for them any more', async (t) => {
-  const pair = pairOf(t);
+  const pair = new Pair(t);
   const { a, world } = pair;
   world.network.partition('a', 'b');
   const caller = new Caller();
@@ -163,7 +154,7 @@ t.test('an operation that waits for the secondaries stays, and nobody waits for 
 });
 
 t.test('an operation whose maps are being read when the caller goes is not performed', async (t) => {
-  const pair = pairOf(t);
+  const pair = new Pair(t);
   const { a } = pair;
   for (const name of ['s', 'u']) {
     const write = pair.write();
@@ -185,7 +176,7 @@ t.test('an operation whose maps are being read when the caller goes is not perfo
 });
 
 t.test('drain, flush, sizes, position and pages of an export end with their caller', async (t) => {
-  const pair = pairOf(t, { syncMs: 60_000, syncBytes: 64 * MIB, destageUs: 3600e6, destageFraction: 0.9, checkpointSeconds: 1000, checkpointBytes: 64 * MIB });
+  const pair = new Pair(t, { syncMs: 60_000, syncBytes: 64 * MIB, destageUs: 3600e6, destageFraction: 0.9, checkpointSeconds: 1000, checkpointBytes: 64 * MIB });
   const { a, b, world } = pair;
   const open = pair.ask(a, { op: 'exportOpen', group: GROUP, cursor: 'x', from: null }) as ExportPart;
   const goes = (host: SimHost, request: ControlRequest, until: () => boolean = () => true): void => {
@@ -220,7 +211,7 @@ t.test('drain, flush, sizes, position and pages of an export end with their call
 });
 
 t.test('an export whose caller goes before its cursor is made leaves none behind', async (t) => {
-  const pair = pairOf(t);
+  const pair = new Pair(t);
   const { a } = pair;
   const caller = new Caller();
   const asked = a.command({ op: 'exportOpen', group: GROUP, cursor: 'x', from: null }, caller);
@@ -232,7 +223,7 @@ t.test('an export whose caller goes before its cursor is made leaves none behind
 });
 
 t.test('a request whose caller is gone before it is begun is not begun', async (t) => {
-  const pair = pairOf(t);
+  const pair = new Pair(t);
   const caller = new Caller();
   caller.leave();
   const { lsn } = pair.a.group.position;

@@ -29,10 +29,7 @@ class Two {
   }
 
   run(until: () => boolean): void {
-    this.world.run(() => {
-      if (this.b.alive && this.b.path?.blocks.group(GROUP)?.hasContent === true) this.b.adopted();
-      return until();
-    }, LIMIT);
+    this.world.run(until, LIMIT);
   }
 
   create(name: string, by: (act: () => void) => void = (act) => act()): void {

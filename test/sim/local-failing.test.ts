@@ -6,8 +6,9 @@ import t from 'tap';
 import type { Test } from 'tap';
 import { OperatorError } from '../../src/base/errors.js';
 import { KIB } from '../../src/base/units.js';
-import { GROUP } from './cluster.js';
-import { fail, LAZY, Pair, SIZE } from './failing.js';
+import { GROUP, LAZY } from './cluster.js';
+import { fail, Pair, SIZE } from './failing.js';
+import { SHORT_WRITE } from './faults.js';
 import type { FaultSite } from './faults.js';
 import { LocalDevices } from './local.js';
 import { BLOCK } from './model.js';
@@ -163,7 +164,7 @@ for (const inMemory of [false, true]) {
 }
 
 t.test('a failed append of the local journal stops the group; acknowledged and flushed is there afterwards', async (t) => {
-  for (const errno of [5, 28, 0x7ffe]) {
+  for (const errno of [5, 28, SHORT_WRITE]) {
     for (const how of ['kill', 'power'] as const) {
       const both = node(t);
       const { rig } = both;
@@ -288,9 +289,7 @@ t.test('what fails while a rewind waits for jobs is noted, and not forgotten by 
   t.equal(state.left, 0);
   t.match(b.group.roleReason, /fdatasync the layers of local devices/);
   pair.run(() => pair.a.path!.links.status(GROUP)[0].state !== 'streaming');
-  let over = false;
-  pair.world.after(200_000, () => (over = true));
-  pair.run(() => over);
+  pair.run(pair.world.elapsed(200_000));
   b.crash('kill');
   b.start();
   t.equal(b.problem, undefined);
@@ -311,9 +310,8 @@ t.test('a promotion frees the writers of a full local journal whose primary is d
   for (let i = 0; outcome.errno === 0; i++) {
     if (i > 4000) throw new Error('it never became full');
     outcome = locals.change('v~n', (i % 128) * BLOCK, BLOCK, new Uint8Array(BLOCK).fill(1 + (i % 200)));
-    let over = false;
-    pair.world.after(20_000, () => (over = true));
-    pair.run(() => outcome.errno >= 0 || over);
+    const over = pair.world.elapsed(20_000);
+    pair.run(() => outcome.errno >= 0 || over());
   }
   t.equal(outcome.errno, -1, 'the write waits');
   const status = b.command({ op: 'status' });

@@ -9,16 +9,14 @@
  * was flushed or reported, and what a reader has seen stays; what is replicated
  * is the same on both nodes.
  *
- * Owns: what a seed means, the places that fail. Must not know: what local
- * devices have to hold (local.ts).
+ * Owns: what a seed means. Must not know: the places that fail (faulty-side.ts),
+ * what local devices have to hold (local.ts).
  */
 import { Errno, OperatorError } from '../../src/base/errors.js';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
-import { GROUP, SimHost, SMALL } from './cluster.js';
-import { SHORT_WRITE } from './faults.js';
-import type { FaultOp, FaultSite } from './faults.js';
-import { LocalDevices } from './local.js';
+import { GROUP, LINKED, SimHost, SMALL, lastWords } from './cluster.js';
+import { FaultySide, allFired } from './faulty-side.js';
 import type { Outcome } from './local.js';
 import { BLOCK } from './model.js';
 import type { Random } from './random.js';
@@ -27,96 +25,10 @@ import { World } from './world.js';
 import type { CrashKind } from './world.js';
 
 const SIZE = 512 * KIB;
-const ADDRESS = { a: '10.0.0.1:10901', b: '10.0.0.2:10902' };
 const WAIT = { wait: 'durable' as const, waitSeconds: 10 };
-
-interface Place {
-  readonly name: string;
-  readonly ops: readonly FaultOp[];
-  readonly path: RegExp;
-  readonly errnos: readonly number[];
-}
-
-const JOURNAL = /\/local\/segment-/;
-/** Local devices' ids begin at 2^31. */
-const LAYER = /\/layers\/device-2147\d{6}-/;
-const EITHER = [Errno.EIO, Errno.ENOSPC];
-
-const PLACES: readonly Place[] = [
-  { name: 'append', ops: ['pwrite'], path: JOURNAL, errnos: [...EITHER, SHORT_WRITE] },
-  { name: 'fdatasync of the journal', ops: ['fdatasync'], path: JOURNAL, errnos: EITHER },
-  { name: 'making a segment', ops: ['open', 'zero'], path: JOURNAL, errnos: EITHER },
-  { name: 'write of a layer', ops: ['pwrite'], path: LAYER, errnos: EITHER },
-  { name: 'fdatasync of a layer', ops: ['fdatasync'], path: LAYER, errnos: EITHER },
-  { name: 'opening a layer', ops: ['open'], path: LAYER, errnos: [...EITHER, Errno.EMFILE] },
-  { name: 'punching', ops: ['punch'], path: LAYER, errnos: [Errno.EIO] },
-  { name: 'fsync of a directory', ops: ['fsync', 'syncDirectory'], path: /\/(local|layers)$/, errnos: [Errno.EIO] },
-];
 
 /** Answers that a failing disk, or a group that stopped, gives to a client. */
 const ANSWERS = new Set([0, Errno.EIO, Errno.ENOSPC, Errno.ESHUTDOWN]);
-
-export class FaultySide {
-  readonly locals: LocalDevices;
-  readonly fired = new Map<string, number>();
-  /** Since the last start: something failed; an fdatasync did. */
-  failed = false;
-  syncFailed = false;
-  /** How the last crashes are to be judged, until both nodes are up again. */
-  toJudge: CrashKind | undefined;
-  private place: Place | undefined;
-  private errno = 0;
-  private passing = 0;
-  private left = 0;
-
-  constructor(readonly host: SimHost, private readonly random: Random) {
-    this.locals = new LocalDevices(host);
-    host.node.disk.faults.hook = (site) => this.decide(site);
-  }
-
-  /** Something fails soon. */
-  arm(name?: string): void {
-    const { random } = this;
-    this.place = name === undefined ? random.pick(PLACES) : PLACES.find((one) => one.name === name)!;
-    this.errno = random.pick(this.place.errnos);
-    this.passing = random.pick([0, 0, 1, 3, 10]);
-    this.left = random.pick([1, 1, 2, 20]);
-  }
-
-  disarm(): void {
-    this.place = undefined;
-  }
-
-  private decide({ op, path, inJob }: FaultSite): number {
-    const { place } = this;
-    if (place === undefined || !place.ops.includes(op) || !place.path.test(path)) return 0;
-    if (this.errno === SHORT_WRITE && inJob) return 0;
-    if (this.passing > 0) {
-      this.passing--;
-      return 0;
-    }
-    if (this.left-- === 1) this.place = undefined;
-    this.fired.set(place.name, (this.fired.get(place.name) ?? 0) + 1);
-    this.failed = true;
-    if (op === 'fdatasync' || op === 'fsync' || op === 'syncDirectory') this.syncFailed = true;
-    return this.errno;
-  }
-
-  /** The group serves nothing until the next start. */
-  get stopped(): boolean {
-    const group = this.host.path?.blocks.group(GROUP);
-    return group === undefined || group.role === 'stopped';
-  }
-
-  get ready(): readonly string[] {
-    const tree = this.host.group.local?.tree;
-    return [...this.locals.devices.values()].filter((one) => !one.removed && tree?.get(one.id)?.ready === true).map((one) => one.name);
-  }
-
-  isSealed(name: string): boolean {
-    return (this.host.group.local!.tree.find(name)?.sealedLsn ?? 0) !== 0;
-  }
-}
 
 export interface LocalFaultResult {
   readonly crashes: number;
@@ -154,8 +66,8 @@ export class LocalFaultRun {
     const sizes = {
       ...SMALL, checkpointSeconds: random.pick([0.02, 0.5, 5]), checkpointBytes: random.pick([64 * KIB, MIB]), syncMs: random.pick([1, 20, 500]), compactSlackBytes: 16 * KIB,
     };
-    this.a = new FaultySide(new SimHost(this.world, 'a', sizes, { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0), random.fork(1));
-    this.b = new FaultySide(new SimHost(this.world, 'b', sizes, { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1), random.fork(2));
+    this.a = new FaultySide(new SimHost(this.world, 'a', sizes, LINKED.a, 0), random.fork(1));
+    this.b = new FaultySide(new SimHost(this.world, 'b', sizes, LINKED.b, 1), random.fork(2));
     this.b.host.stableLimit = () => (this.b.host.path?.blocks.group(GROUP)?.role === 'secondary' ? this.a.host.model.durableTruth() : Infinity);
     this.sides = [this.a, this.b];
     this.primary = this.a;
@@ -166,8 +78,7 @@ export class LocalFaultRun {
     try {
       for (const { host } of this.sides) if (!host.start() || host.problem !== undefined) throw new Error(`${host.name} does not start: ${host.problem ?? ''}`);
       this.heal();
-      const create = this.a.host.command({ op: 'create', group: GROUP, name: 'v', sizeBytes: SIZE, ...WAIT });
-      this.advance(() => create.ended);
+      this.a.host.order({ op: 'create', group: GROUP, name: 'v', sizeBytes: SIZE, ...WAIT }, (until) => this.advance(until));
       for (let i = 0; i < 10; i++) this.writeGroup();
       this.heal();
       for (let step = 0; step < this.steps; step++) this.step();
@@ -177,14 +88,11 @@ export class LocalFaultRun {
         promoted = true;
       }
     } catch (error) {
-      const tail = [...this.a.host.log, ...this.b.host.log].sort((x, y) => Number.parseFloat(x) - Number.parseFloat(y)).slice(-60).join('\n');
-      throw new Error(`seed ${this.seed}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n--- log ---\n${tail}`, { cause: error });
+      throw new Error(`seed ${this.seed}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n--- log ---\n${lastWords([this.a.host, this.b.host], 60)}`, { cause: error });
     } finally {
       this.world.dispose();
     }
-    const fired = new Map<string, number>();
-    for (const side of [this.a, this.b]) for (const [name, times] of side.fired) fired.set(name, (fired.get(name) ?? 0) + times);
-    return { crashes: this.crashes, stops: this.stops, failedStarts: this.failedStarts, changes: this.changed, errors: this.errors, promoted, fired };
+    return { crashes: this.crashes, stops: this.stops, failedStarts: this.failedStarts, changes: this.changed, errors: this.errors, promoted, fired: allFired([this.a, this.b]) };
   }
 
   // ---- steps -----------------------------------------------------------------------------------------
@@ -195,7 +103,7 @@ export class LocalFaultRun {
     if (random.chance(0.25)) random.pick(this.sides).arm();
     this.act(side);
     if (random.chance(0.08)) this.restart(random.pick(this.sides), random.pick(['kill', 'power', 'stop']));
-    if (this.sides.some((one) => one.stopped || one.toJudge !== undefined)) this.heal();
+    if (this.sides.some((one) => one.stopped || one.isToBeJudged)) this.heal();
   }
 
   private act(side: FaultySide): void {
@@ -327,27 +235,19 @@ export class LocalFaultRun {
 
   // ---- crashes and starts ------------------------------------------------------------------------------
 
-  private judgedAs(side: FaultySide, kind: CrashKind): void {
-    side.toJudge = kind === 'power' || side.toJudge === 'power' ? 'power' : 'kill';
-  }
-
   private restart(side: FaultySide, how: CrashKind | 'stop'): void {
     const { host } = side;
     const { stopped } = side;
-    if (stopped && host.path?.blocks.group(GROUP) !== undefined) {
-      this.stops++;
-      if (!/\((EIO|ENOSPC|EMFILE)\)/.test(host.group.roleReason)) throw new Error(`${host.name} stopped, and says ${host.group.roleReason}`);
-    }
+    if (side.stoppedByFault) this.stops++;
     if (how === 'stop') {
       this.stopInOrder(side);
     } else {
-      // That an fdatasync failed was told to a process that noted it, or the machine loses power, too.
-      const kind = side.syncFailed && !stopped ? 'power' : how;
+      const kind = side.crashKind(how);
       host.crash(kind);
       this.crashes++;
-      this.judgedAs(side, stopped ? 'power' : kind);
+      side.judgeAs(stopped ? 'power' : kind);
     }
-    this.start(side);
+    this.failedStarts += side.start(this.random, 0.5);
   }
 
   private stopInOrder(side: FaultySide): void {
@@ -360,28 +260,12 @@ export class LocalFaultRun {
     host.stoppedCleanly();
     this.crashes++;
     if (failed) {
-      this.judgedAs(side, 'power');
+      side.judgeAs('power');
       return;
     }
     side.locals.allSettled();
-    this.judgedAs(side, 'kill');
+    side.judgeAs('kill');
     if (this.random.chance(0.5)) host.crash('power');
-  }
-
-  /** Faults may keep it from starting; not for ever. */
-  private start(side: FaultySide): void {
-    const { host } = side;
-    for (let i = 0; ; i++) {
-      if (this.random.chance(0.5) || i > 2) side.disarm();
-      side.failed = side.syncFailed = false;
-      if (!host.start()) throw new Error(`${host.name} crashed at its start`);
-      if (host.problem === undefined) return;
-      if (!side.failed) throw new Error(`${host.name} does not start: ${host.problem}`);
-      if (!/\((EIO|ENOSPC|EMFILE)\)/.test(host.problem)) throw new Error(`${host.name} does not start, and says ${host.problem}`);
-      this.failedStarts++;
-      host.crash(this.random.pick(['kill', 'power']));
-      this.judgedAs(side, 'power');
-    }
   }
 
   /** Everything runs again, and holds what it must. */
@@ -397,9 +281,7 @@ export class LocalFaultRun {
     // What is gone for good must not keep the journal.
     if (this.primary === this.b) this.ask(this.b, { op: 'linkDrop', group: GROUP, peer: 'a' });
     for (const side of this.sides) {
-      if (side.toJudge === undefined) continue;
-      side.locals.judge(side.toJudge);
-      side.toJudge = undefined;
+      if (!side.judge()) continue;
       for (const device of side.host.group.local!.tree.all()) {
         const known = this.seals.get(`${side.host.name} ${device.name}`);
         if (known !== undefined && known !== (device.sealedLsn !== 0)) throw new Error(`${device.name} on ${side.host.name} was reported as ${known ? '' : 'not '}sealed, and that is lost`);
@@ -479,16 +361,10 @@ export class LocalFaultRun {
   }
 
   private advance(until: () => boolean): void {
-    const { host } = this.b;
-    this.world.run(() => {
-      if (host.alive && host.path?.blocks.group(GROUP)?.hasContent === true) host.adopted();
-      return until();
-    }, { us: 120e6 });
+    this.world.run(until, { us: 120e6 });
   }
 
   private pass(us: number): void {
-    let over = false;
-    this.world.after(us, () => void (over = true));
-    this.advance(() => over);
+    this.advance(this.world.elapsed(us));
   }
 }

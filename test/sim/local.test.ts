@@ -192,9 +192,8 @@ t.test('the local journal is used again and again, and a full one makes writers 
   for (let i = 0; outcome.errno === 0; i++) {
     if (i > 2000) throw new Error('it never became full');
     outcome = locals.change('v~n', (i % 256) * BLOCK, BLOCK, new Uint8Array(BLOCK).fill(201));
-    let over = false;
-    rig.world.after(20_000, () => (over = true));
-    rig.run(() => outcome.errno >= 0 || over);
+    const over = rig.world.elapsed(20_000);
+    rig.run(() => outcome.errno >= 0 || over());
   }
   t.equal(outcome.errno, -1, 'the write waits');
   t.match(rig.host.group.local!.problems().join(), /the local journal is full: .*checkpoint/);

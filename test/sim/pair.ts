@@ -7,7 +7,7 @@
  */
 import { KIB, MIB } from '../../src/base/units.js';
 import { Carrier } from './carrier.js';
-import { ALONE, GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
+import { ALONE, GROUP, LINKED, SimHost, SMALL, UNLINKED, caughtUp, lastWords } from './cluster.js';
 import type { Sizes } from './cluster.js';
 import { blockOf, equal } from './model.js';
 import type { ModelState } from './model.js';
@@ -29,8 +29,6 @@ export interface PairResult {
   /** Why the secondary could not follow any more, if so. */
   readonly refused: string | undefined;
 }
-
-const ADDRESS = { a: '10.0.0.1:10901', b: '10.0.0.2:10902' };
 
 function drawSizes(random: Random): Sizes {
   return {
@@ -67,8 +65,8 @@ export class PairRun {
   constructor(readonly seed: number, private readonly steps = 0, inMemory = false, carried = false, leaving = false) {
     this.world = new World({ seed });
     this.random = this.world.random.fork(200);
-    this.a = new SimHost(this.world, 'a', drawSizes(this.random), carried ? ALONE : { role: 'primary', listen: ADDRESS.a, peers: [{ node: 'b', address: ADDRESS.b }] }, 0);
-    this.b = new SimHost(this.world, 'b', { ...drawSizes(this.random), maxBatchPayload: SMALL.maxBatchPayload }, carried ? { role: 'secondary', peers: [] } : { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a', address: ADDRESS.a }] }, 1);
+    this.a = new SimHost(this.world, 'a', drawSizes(this.random), carried ? ALONE : LINKED.a, 0);
+    this.b = new SimHost(this.world, 'b', { ...drawSizes(this.random), maxBatchPayload: SMALL.maxBatchPayload }, carried ? UNLINKED : LINKED.b, 1);
     if (carried) this.carrier = new Carrier(this.a, this.b, this.random.fork(202), { death: this.random.pick([0, 0.02, 0.2]), damage: this.random.pick([0, 0.02]) });
     if (inMemory) for (const host of this.random.pick([[this.a], [this.b], [this.a, this.b]])) host.volatile();
     this.workload = new Workload(this.a, this.random.fork(201), { ...MIXED, maxInFlight: this.random.pick([4, 16]), operations: this.random.pick([0.1, 0.3, 0.5]), ...(inMemory ? { halts: 0.1 } : {}), ...(leaving ? { halts: 0.3, leaves: 0.6 } : {}) });
@@ -96,12 +94,9 @@ export class PairRun {
         this.catchUp();
         if (this.refused === undefined) this.compare();
       }
-      if (this.refused === undefined && this.random.chance(0.5)) {
-        this.takeOver();
-      }
+      if (this.refused === undefined && this.random.chance(0.5)) this.takeOver();
     } catch (error) {
-      const tail = [...this.a.log, ...this.b.log].sort((x, y) => Number.parseFloat(x) - Number.parseFloat(y)).slice(-70).join('\n');
-      throw new Error(`seed ${this.seed}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n--- ${this.a.standing}\n--- ${this.b.standing}\n--- log ---\n${tail}`, { cause: error });
+      throw new Error(`seed ${this.seed}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n--- ${this.a.standing}\n--- ${this.b.standing}\n--- log ---\n${lastWords([this.a, this.b], 70)}`, { cause: error });
     } finally {
       this.world.dispose();
     }
@@ -124,21 +119,15 @@ export class PairRun {
     return this.a.alive && this.a.path !== undefined && this.a.group.role === 'primary';
   }
 
-  /** `until`, with the bookkeeping of a secondary that gets its first content. */
   private advance(until: () => boolean, us = 120e6): void {
     this.world.run(() => {
       this.carrier?.step();
-      if (this.b.alive && this.b.path?.blocks.group(GROUP)?.hasContent === true) this.b.adopted();
       return until();
     }, { us });
   }
 
   private pass(us: number): void {
-    let over = false;
-    this.world.after(us, () => {
-      over = true;
-    });
-    this.advance(() => over);
+    this.advance(this.world.elapsed(us));
   }
 
   private work(): void {
@@ -313,9 +302,7 @@ export class PairRun {
     if (!b.group.hasContent) return;
     if (this.carrier !== undefined) this.carrier.paused = true;
     const had = b.model.endLsn;
-    const outcome = b.command({ op: 'promote', group: GROUP, force: true });
-    this.advance(() => outcome.ended);
-    if (outcome.error !== undefined) throw outcome.error as Error;
+    b.order({ op: 'promote', group: GROUP, force: true }, (until) => this.advance(until));
     if (b.model.endLsn <= had || b.group.role !== 'primary') throw new Error('the promotion appended no epoch');
     this.promoted = true;
     b.model.raiseFloor(b.model.endLsn);
@@ -331,11 +318,7 @@ export class PairRun {
       this.advance(() => a.group.role === 'fenced');
     }
     // The link to it retains the journal; writers may wait for that, until it is given up.
-    if (this.carrier === undefined) {
-      const drop = b.command({ op: 'linkDrop', group: GROUP, peer: 'a' });
-      this.advance(() => drop.ended);
-      if (drop.error !== undefined) throw drop.error as Error;
-    }
+    if (this.carrier === undefined) b.order({ op: 'linkDrop', group: GROUP, peer: 'a' }, (until) => this.advance(until));
     this.advance(() => work.idle);
     if (b.journalPlace.volatile && random.chance(0.5)) {
       this.stopAndLosePower(b);

@@ -201,11 +201,8 @@ export class PowerLossRun {
   }
 
   private pass(us: number, here: () => boolean): void {
-    let over = false;
-    this.world.after(us, () => {
-      over = true;
-    });
-    this.world.run(() => over || !here());
+    const over = this.world.elapsed(us);
+    this.world.run(() => over() || !here());
   }
 
   /** Waits until everything under way was answered. */

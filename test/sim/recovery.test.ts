@@ -5,7 +5,7 @@
 import t from 'tap';
 import { KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest } from '../../src/control/port.js';
-import { GROUP, SimHost, SMALL, caughtUp } from './cluster.js';
+import { GROUP, LAZY, SimHost, caughtUp } from './cluster.js';
 import type { Peering, Sizes } from './cluster.js';
 import { equal } from './model.js';
 import { Rig } from './rig.js';
@@ -16,10 +16,6 @@ const LIMIT = { us: 120e6 };
 /** `recoverWait` of simulated nodes (cluster.ts). */
 const RECOVER_WAIT_US = 0.5e6;
 const WRITE_BYTES = 16 * KIB;
-/** Nothing becomes durable but by FLUSH or by what an operation waits for. */
-const LAZY = {
-  ...SMALL, segments: 12, syncMs: 60_000, syncBytes: 64 * MIB, checkpointSeconds: 1000, checkpointBytes: 64 * MIB, destageUs: 3600e6, destageFraction: 0.9,
-};
 const ADDRESS = { a: '10.0.0.1:7001', b: '10.0.0.2:7002' };
 const A_DIALS: Peering = { role: 'primary', peers: [{ node: 'b', address: ADDRESS.b }] };
 const B_WAITS: Peering = { role: 'secondary', listen: ADDRESS.b, peers: [{ node: 'a' }] };
@@ -70,16 +66,11 @@ class Two {
   }
 
   run(until: () => boolean): void {
-    this.world.run(() => {
-      if (this.b.alive && this.b.path?.blocks.group(GROUP)?.hasContent === true) this.b.adopted();
-      return until();
-    }, LIMIT);
+    this.world.run(until, LIMIT);
   }
 
   order(host: SimHost, request: ControlRequest): void {
-    const outcome = host.command(request);
-    this.run(() => outcome.ended);
-    if (outcome.error !== undefined) throw outcome.error as Error;
+    host.order(request, (until) => this.run(until));
   }
 
   get caughtUp(): boolean {

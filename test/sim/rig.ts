@@ -48,11 +48,7 @@ export class Rig {
 
   /** Lets virtual time pass. */
   pass(us: number): void {
-    let over = false;
-    this.world.after(us, () => {
-      over = true;
-    });
-    this.world.run(() => over);
+    this.world.run(this.world.elapsed(us));
   }
 
   device(name: string): ModelDevice {
@@ -62,10 +58,7 @@ export class Rig {
   }
 
   private operation(request: Parameters<SimHost['command']>[0]): OperationReply {
-    const outcome = this.host.command(request);
-    this.run(() => outcome.ended);
-    if (outcome.error !== undefined) throw outcome.error as Error;
-    return outcome.reply as OperationReply;
+    return this.host.order(request, (until) => this.run(until));
   }
 
   create(name: string, sizeBytes: number): OperationReply {

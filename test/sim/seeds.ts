@@ -6,6 +6,7 @@
  * A seed that fails is printed with all that is known; run it alone with
  * `--from SEED --seeds 1`.
  */
+import { allFired } from './faulty-side.js';
 import { LocalFaultRun } from './local-faults.js';
 import type { LocalFaultResult } from './local-faults.js';
 import { PairRun } from './pair.js';
@@ -67,11 +68,9 @@ function ofPowerLoss(results: readonly RunResult[]): string {
 }
 
 function ofLocalFaults(results: readonly LocalFaultResult[]): string {
-  const fired = new Map<string, number>();
-  for (const result of results) for (const [name, times] of result.fired) fired.set(name, (fired.get(name) ?? 0) + times);
   return `${sum(results, (r) => r.crashes)} crashes, ${sum(results, (r) => r.stops)} groups stopped and ${sum(results, (r) => r.failedStarts)} starts failed by faults, ` +
     `${sum(results, (r) => r.changes)} changes, ${sum(results, (r) => r.errors)} answered with errors, ${results.filter((r) => r.promoted).length} take-overs; ` +
-    [...fired].map(([name, times]) => `${name}: ${times}`).join(', ');
+    [...allFired(results)].map(([name, times]) => `${name}: ${times}`).join(', ');
 }
 
 function ofPairs(results: readonly PairResult[]): string {

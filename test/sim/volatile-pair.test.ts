@@ -27,8 +27,7 @@ class Two {
     this.data = new Workload(this.a, this.world.random.fork(3));
     this.start(this.b);
     this.start(this.a);
-    const made = this.a.command({ op: 'create', group: GROUP, name: 'v', sizeBytes: 4 * MIB, wait: 'durable', waitSeconds: 10 });
-    this.run(() => made.ended);
+    this.a.order({ op: 'create', group: GROUP, name: 'v', sizeBytes: 4 * MIB, wait: 'durable', waitSeconds: 10 }, (until) => this.run(until));
     this.run(() => this.caughtUp);
   }
 
@@ -47,10 +46,7 @@ class Two {
   }
 
   run(until: () => boolean): void {
-    this.world.run(() => {
-      if (this.b.alive && this.b.path?.blocks.group(GROUP)?.hasContent === true) this.b.adopted();
-      return until();
-    }, { us: 120e6 });
+    this.world.run(until, { us: 120e6 });
   }
 
   get caughtUp(): boolean {

@@ -207,6 +207,15 @@ export class World {
     });
   }
 
+  /** A condition for `run`: holds once so much virtual time has passed. */
+  elapsed(us: number): () => boolean {
+    let over = false;
+    this.after(us, () => {
+      over = true;
+    });
+    return () => over;
+  }
+
   /** The test may have handed work to any node: each runs once more and says anew when it wants to run. */
   private pokeAll(): void {
     for (const node of this.nodes) node.poke();
