@@ -14,6 +14,7 @@
  *
  *   damage                                                what recovery does
  *   batch below the durable LSN does not verify           CorruptionError with file, byte and LSN
+ *   the file where reading starts does not lead there     CorruptionError: damaged, or an older copy (below.ts)
  *   segment missing below the durable LSN                 CorruptionError
  *   segment missing that the one before it names          CorruptionError: no crash takes a file away
  *   file shorter than when it was taken into use          CorruptionError, if the journal ends in it
@@ -28,18 +29,17 @@
  * Every file is read, written and erased within its own size: the configured one
  * may have changed since it was made.
  *
- * Below the low-water mark nothing is replayed, but a link may still need it: a
- * peer that was away is served from there. Segments that lead up to the first
- * one replayed stay live (`older`), and are released like any others once the
- * links have said what they need.
+ * Below the low-water mark nothing is replayed, but a link may still need it: see
+ * below.ts.
  */
 
 import { IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { assert } from '../base/assert.js';
+import { brokenBelow, older } from './below.js';
 import { JournalDamage } from './damage.js';
 import type { EndNote } from './endnote.js';
-import { batch, BATCH_MAGIC, checkBatchShape, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, SEGMENT_HEADER_BYTES, usedHeaderBytes } from './format.js';
+import { batch, BATCH_MAGIC, checkBatchShape, MAX_BATCH_BYTES, SEGMENT_HEADER_BYTES, usedHeaderBytes } from './format.js';
 import type { Journal } from './journal.js';
 import { samePosition, type Position } from './position.js';
 import { segmentName } from './segments.js';
@@ -93,6 +93,8 @@ export function recoverJournal(memory: Memory, journal: Journal, input: RecoverI
   let batches = 0;
   let ended = false;
   try {
+    const broken = brokenBelow(memory, journal, found, segment, position, window);
+    if (broken !== undefined) throw new JournalDamage(segment.path, pool.filePosition(segment, broken.lsn), broken.why);
     while (!ended) {
       live.push(segment);
       segment.endLsn = position.lsn;
@@ -246,44 +248,6 @@ function durableBehind(memory: Memory, found: FoundSegment[], segment: FoundSegm
     }
   }
   return durable;
-}
-
-/**
- * The segments below `first` that hold the history up to it, in LSN order. Headers and chain are followed; payloads
- * are not read: they are checked by whoever is sent them.
- */
-function older(memory: Memory, journal: Journal, found: readonly FoundSegment[], first: FoundSegment, window: number): FoundSegment[] {
-  const kept: FoundSegment[] = [];
-  let next = first;
-  for (;;) {
-    const before = found
-      .filter((one) => one.header !== undefined && one.serial < next.serial && one.baseLsn < next.baseLsn)
-      .sort((a, b) => b.serial - a.serial)
-      .find((one) => leadsTo(memory, journal, one, next, window));
-    if (before === undefined) return kept;
-    before.endLsn = next.baseLsn;
-    kept.unshift(before);
-    next = before;
-  }
-}
-
-/** Whether the batches of `segment` end where `next` begins, with its chain. */
-function leadsTo(memory: Memory, journal: Journal, segment: FoundSegment, next: FoundSegment, window: number): boolean {
-  const { pool } = journal;
-  if (SEGMENT_HEADER_BYTES + next.baseLsn - segment.baseLsn > segment.bytes) return false;
-  const out = new Uint32Array(2);
-  const step = usedHeaderBytes(MAX_BATCH_RECORDS);
-  let position: Position = { lsn: segment.baseLsn, chainHi: segment.header!.chainHi, chainLo: segment.header!.chainLo };
-  while (position.lsn < next.baseLsn) {
-    const pos = pool.filePosition(segment, position.lsn);
-    const bytes = Math.min(step, segment.bytes - pos);
-    const read = memory.io.pread(segment.fd, window, bytes, pos);
-    if (read < 0) throw new IoError(-read, `read the journal at byte ${pos} of`, segment.path);
-    if (verifyHeader(memory, window, bytes, position) !== undefined) return false;
-    position = positionAfter(memory, window, position, out);
-  }
-  const { header } = next;
-  return position.lsn === next.baseLsn && position.chainHi === header!.chainHi && position.chainLo === header!.chainLo;
 }
 
 /** Erases what lies behind the end and hands the segments to the pool. */

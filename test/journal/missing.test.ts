@@ -9,6 +9,7 @@ import { CorruptionError } from '../../src/base/errors.js';
 import { KIB } from '../../src/base/units.js';
 import { O } from '../../src/io/io.js';
 import { decodeSegmentHeader, encodeSegmentHeader, NEXT_OFFSET, SECTOR_BYTES } from '../../src/journal/format.js';
+import type { Position } from '../../src/journal/position.js';
 import { SHORT_WRITE } from '../sim/faults.js';
 import type { CrashKind } from '../sim/world.js';
 import { DIRECTORY, JournalRig } from './rig.js';
@@ -280,4 +281,96 @@ t.test('a volatile journal of a version that noted no end is recovered, and has 
   t.equal(outcome(rig), rig.known[9].after.lsn);
   rig.node.disk.corrupt(END, 33, 1);
   t.match(outcome(rig), /end cannot be read/);
+});
+
+/** Three segments, all of it durable, and what their files held before batch `copyAfter`. */
+function withCopies(copyAfter: number): { rig: JournalRig; copies: Map<string, Uint8Array> } {
+  const rig = JournalRig.created(63);
+  rig.grow(2);
+  const copies = new Map<string, Uint8Array>();
+  for (let i = 0; i < 10; i++) {
+    if (i === copyAfter) for (const path of rig.node.disk.paths(DIRECTORY)) copies.set(path, whole(rig, path));
+    rig.append(i === 3 ? 4 : 3 - (i % 2));
+  }
+  rig.sync();
+  rig.crash('kill');
+  return { rig, copies };
+}
+
+/** What a recovery says that begins at `from`, where the checkpoint needs the journal from. */
+function outcomeFrom(rig: JournalRig, from: Position): CorruptionError | number {
+  try {
+    return rig.recover(from, { durableLsn: from.lsn }).end.lsn;
+  } catch (error) {
+    if (error instanceof CorruptionError) return error;
+    throw error;
+  } finally {
+    rig.node.stop();
+  }
+}
+
+t.test('an older copy of the file in which recovery begins to read is noticed, wherever the checkpoint stands', async (t) => {
+  // The newest file has batches 6 to 9; the copy, those below `copyAfter`.
+  for (const copyAfter of [7, 8, 9]) {
+    for (let at = copyAfter + 1; at <= 10; at++) {
+      const { rig, copies } = withCopies(copyAfter);
+      const { after: from, path } = rig.known[at - 1];
+      const bytes = whole(rig, path);
+      write(rig, path, copies.get(path)!);
+      const found = outcomeFrom(rig, from);
+      const { before, pos } = rig.known[copyAfter];
+      t.match(found, { file: path, position: pos }, `copied before batch ${copyAfter}, the checkpoint behind batch ${at - 1}`);
+      t.match((found as CorruptionError).message, new RegExp(`at LSN ${before.lsn}, although the journal went on to LSN ${from.lsn} at least.* the file is damaged, or an older copy`));
+      write(rig, path, bytes);
+      t.equal(outcomeFrom(rig, from), rig.known[9].after.lsn, 'nothing was changed meanwhile');
+      rig.dispose();
+    }
+  }
+});
+
+t.test('a file that was something else when it was copied, or is damaged below the place where recovery begins, is noticed', async (t) => {
+  for (const how of ['before it was begun', 'removed', 'damaged'] as const) {
+    const { rig, copies } = withCopies(5);
+    const { path } = rig.known[7];
+    const from = rig.known[8].before;
+    const bytes = whole(rig, path);
+    if (how === 'removed') rig.node.disk.unlink(path);
+    else if (how === 'damaged') rig.node.disk.corrupt(path, rig.known[7].pos + 20, 1);
+    else write(rig, path, copies.get(path)!);
+    const found = outcomeFrom(rig, from);
+    t.type(found, CorruptionError, how);
+    const { message } = found as CorruptionError;
+    if (how === 'damaged') t.match(message, /batch header checksum differs at LSN \d+, although the journal went on/);
+    else t.match(message, new RegExp(`although the journal went on .*: ${path.split('/').at(-1)!}, which continues it, ${how === 'removed' ? 'is not there any more' : 'cannot be read'}`));
+    write(rig, path, bytes);
+    t.equal(outcomeFrom(rig, from), rig.known[9].after.lsn);
+    rig.dispose();
+  }
+});
+
+t.test('an older copy of a file from its former use is noticed', async (t) => {
+  const rig = JournalRig.created(64, 3);
+  t.teardown(() => rig.dispose());
+  rig.grow(1);
+  const { pool } = rig.journal;
+  const first = rig.append(4);
+  while (pool.current.path === first.path) rig.append(4);
+  const copy = whole(rig, first.path);
+  while (rig.known.at(-1)!.path !== first.path) {
+    pool.releaseBelow(rig.journal.durableLsn);
+    rig.append(4);
+    rig.sync();
+  }
+  rig.append(4);
+  rig.sync();
+  const from = rig.known.at(-1)!.before;
+  const end = rig.journal.durableLsn;
+  rig.crash('kill');
+  const bytes = whole(rig, first.path);
+  write(rig, first.path, copy);
+  const found = outcomeFrom(rig, from);
+  t.type(found, CorruptionError);
+  t.match((found as CorruptionError).message, new RegExp(`although the journal went on .*: ${first.path.split('/').at(-1)!}, which continues it, holds something else: it is an older copy`));
+  write(rig, first.path, bytes);
+  t.equal(outcomeFrom(rig, from), end);
 });
