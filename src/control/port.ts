@@ -301,7 +301,7 @@ export type ReplyOf<R extends ControlRequest> = ControlReplies[R['op']];
  *   device/same device/same-size device/in-set device/unrelated device/not-snapshot device/too-large
  *   group/empty range/invalid operation/too-large
  *   role/not-primary role/not-secondary group/stopped
- *   space/low journal/not-retained journal/stalled control/gone
+ *   space/low journal/not-retained journal/no-boundary journal/stalled control/gone
  */
 export interface ControlFailure {
   readonly kind: ErrorKind;

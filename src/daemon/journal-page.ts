@@ -5,6 +5,7 @@
 
 import { assert } from '../base/assert.js';
 import { CorruptionError, IoError, OperatorError } from '../base/errors.js';
+import { BLOCK_BYTES } from '../base/units.js';
 import { toHex } from '../base/words.js';
 import type { JournalPage, JournalRequest } from '../control/port.js';
 import type { JournalRecord } from '../control/schema/replies.js';
@@ -40,6 +41,8 @@ export function journalPage(
   const window = reactor.arena.alloc(MAX_BATCH_BYTES);
   if (window < 0) throw new OperatorError('daemon/busy', 'no memory for a page of the journal right now; try again');
   const records: JournalRecord[] = [];
+  // Where reading began: pages end at boundaries, and those are whole blocks behind the segment's start.
+  let start = (from - segment.baseLsn) % BLOCK_BYTES === 0 ? from : segment.baseLsn;
 
   const read = (batchLsn: number): void => {
     const bytes = Math.min(MAX_BATCH_BYTES, segment.endLsn - batchLsn);
@@ -50,49 +53,64 @@ export function journalPage(
         finish(() => answer.failed(new IoError(-result, 'read the journal of', group.name)));
         return;
       }
-      const next = decodeWindow(batchLsn, bytes);
-      if (typeof next === 'string') finish(() => answer.failed(new CorruptionError(segment.path, pool.filePosition(segment, batchLsn), next)));
+      const { next, problem } = decodeWindow(batchLsn, bytes);
+      if (problem !== undefined) stop(next, problem);
       else if (records.length > 0 || next >= end || next >= segment.endLsn) finish(() => answer.done({ records, next, appended, end: next >= end }));
       else read(next);
     });
+  };
+  /** There is no batch at `lsn`. */
+  const stop = (lsn: number, problem: Error): void => {
+    // What is good comes first; the next page begins at `lsn` and says the problem.
+    if (records.length > 0) finish(() => answer.done({ records, next: lsn, appended, end: false }));
+    else if (lsn === start && start !== segment.baseLsn) {
+      // Whether one belongs there, the batches before it know.
+      start = segment.baseLsn;
+      read(start);
+    } else finish(() => answer.failed(problem));
   };
   const finish = (then: () => void): void => {
     reactor.arena.release(window);
     then();
   };
+  const damaged = (lsn: number, problem: string): Window => ({
+    next: lsn, problem: new CorruptionError(segment.path, pool.filePosition(segment, lsn), `the batch at LSN ${lsn} is damaged: ${problem}`),
+  });
 
-  /** Decodes the whole batches in the window; returns the LSN behind the last one taken, or what is wrong. */
-  const decodeWindow = (start: number, bytes: number): number | string => {
+  /** Decodes the whole batches in the window, from `first` on. */
+  const decodeWindow = (first: number, bytes: number): Window => {
     const { view, u8 } = reactor.arena;
-    let lsn = start;
+    let lsn = first;
     while (lsn < end && records.length < request.limit) {
-      const at = window + lsn - start;
-      if (lsn - start + 4096 > bytes) break;
+      const at = window + lsn - first;
+      if (lsn - first + BLOCK_BYTES > bytes) break;
       // What a client wrote may look like a batch, and `from` may name it.
-      let problem = checkBatchShape(view, at);
+      const shape = checkBatchShape(view, at);
+      if (shape !== undefined) return damaged(lsn, shape);
       const total = batch.totalBytes(view, at);
-      if (problem === undefined && lsn + total > segment.endLsn) problem = 'the batch does not fit its segment';
-      if (problem === undefined) {
-        if (lsn - start + total > bytes) break;
-        if (boundaryIn(reactor, at, total, lsn) === undefined) problem = 'the header of the batch is damaged';
+      if (lsn + total > segment.endLsn) return damaged(lsn, 'it does not fit its segment');
+      if (lsn - first + total > bytes) break;
+      if (boundaryIn(reactor, at, total, lsn) === undefined) return damaged(lsn, 'its header is not the one that was written');
+      if (start < from && lsn < from && lsn + total > from && (from - lsn) % BLOCK_BYTES === 0) {
+        return { next: lsn, problem: new OperatorError('journal/no-boundary', `LSN ${from} is not the start of a batch; name the LSN of a page's end, or omit it`) };
       }
-      if (problem !== undefined) return from === start && lsn === start ? `LSN ${from} is not the start of a batch; name the LSN of a page's end, or omit it` : problem;
       for (let i = 0; i < batch.count(view, at); i++) {
         const record = decodeRecord(group, at, lsn, i, u8, view);
         if (record.lsn >= from && record.lsn < end) records.push(record);
       }
       lsn += total;
     }
-    assert(lsn > start || records.length >= request.limit || lsn >= end, 'a window holds at least one batch');
-    return lsn;
+    assert(lsn > first || records.length >= request.limit || lsn >= end, 'a window holds at least one batch');
+    return { next: lsn, problem: undefined };
   };
 
-  read(from >= segment.baseLsn && isBoundary(from) ? from : segment.baseLsn);
+  read(start);
+}
 
-  /** Pages end at boundaries, and those are multiples of a block counted from the segment's start; decodeWindow finds out if it is one. */
-  function isBoundary(lsn: number): boolean {
-    return (lsn - segment.baseLsn) % 4096 === 0;
-  }
+/** What a window held: whole batches up to `next`, and what is wrong there if that ended it. */
+interface Window {
+  readonly next: number;
+  readonly problem: CorruptionError | OperatorError | undefined;
 }
 
 function decodeRecord(group: Group, at: number, batchLsn: number, i: number, u8: Uint8Array, view: DataView): JournalRecord {
