@@ -163,6 +163,7 @@ const Group = z.strictObject({
 const DataPath = z.strictObject({
   spinUs: integer(0, 10_000, 'microseconds', 'how long the data thread polls after the last request before it sleeps').default(100),
   arena: size({ min: 64 * MIB, max: 4 * GIB - MIB, multiple: MIB }, 'memory of requests and replies under way').default(256 * MIB),
+  blockCache: size({ min: 0, max: 3 * GIB, multiple: MIB }, 'memory for copies of blocks that lie thinly in the files of many snapshots; taken as they are read; less where the arena leaves less of 4 GiB; 0 for none').default(512 * MIB),
 });
 
 export const ConfigSchema = z.strictObject({

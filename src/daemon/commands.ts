@@ -177,7 +177,9 @@ export class Commands {
       add('marker_longest_seconds', 'Longest time the data thread spent in one operation since start', 'gauge', group.meter.longestUs / 1e6);
       samples.push(...operationMetrics(group));
     }
-    const arena = this.path.reactor.arena;
+    const { blockCache, reactor: { arena } } = this.path;
+    samples.push({ name: 'block_cache_hits_total', help: 'Blocks that were read from the block cache', type: 'counter', labels: {}, value: blockCache.hits });
+    samples.push({ name: 'block_cache_bytes', help: 'Memory of the block cache in use', type: 'gauge', labels: {}, value: blockCache.usedBytes });
     samples.push({ name: 'arena_used_bytes', help: 'Memory of requests and replies under way', type: 'gauge', labels: {}, value: arena.usedBytes });
     samples.push({ name: 'control_requests', help: 'Control requests that are not answered yet, this one included', type: 'gauge', labels: {}, value: this.underWay });
     samples.push({ name: 'timers', help: 'Timers of the data thread', type: 'gauge', labels: {}, value: this.path.reactor.timerCount });

@@ -21,11 +21,13 @@ import { warmUpMarkers } from '../group/tree/record.js';
 import { RequestTable } from '../group/requests/requests.js';
 import { rehearsal } from '../group/tree/tree.js';
 import { mkdirs } from '../io/file.js';
+import { SCRATCH_BYTES } from '../io/arena.js';
 import type { SpaceStat } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
 import { MAX_BATCH_PAYLOAD } from '../journal/format.js';
 import { NbdServer } from '../nbd/server.js';
 import type { Listener } from '../nbd/listener.js';
+import { BlockCache } from '../store/blockcache.js';
 import { warmUpGraft } from '../store/map/graft.js';
 import type { WalkerOptions } from '../store/walk/walker.js';
 import { listening, tryAddresses } from './addresses.js';
@@ -88,6 +90,7 @@ export class DataPath {
   /** Undefined when no NBD is served (simulations). */
   readonly nbd: NbdServer | undefined;
   readonly links: Links;
+  readonly blockCache: BlockCache;
   readonly broken: BrokenGroup[] = [];
   private readonly nbdListeners: { address: Address; listener: Listener }[] = [];
   private closing = false;
@@ -95,6 +98,7 @@ export class DataPath {
   private constructor(readonly reactor: Reactor, readonly config: Config, readonly log: Log, private readonly surroundings: Surroundings) {
     const scale = surroundings.scale ?? DEFAULT_SCALE;
     takeFixedMemory(reactor.arena, config, scale, surroundings.serveNbd !== false);
+    this.blockCache = new BlockCache(reactor.arena.u8, SCRATCH_BYTES + reactor.arena.capacityBytes);
     this.blocks = new NodeBlocks(new RequestTable(scale.requestSlots));
     warmUpMarkers(rehearsal());
     warmUpGraft();
@@ -168,6 +172,7 @@ export class DataPath {
       checkpointBytes: group.store.checkpointBytes,
       checkpointUs: group.store.checkpointSeconds * 1e6,
       mapMemoryBytes: group.store.mapMemory,
+      blockCache: this.blockCache,
       ...(this.surroundings.descriptors === undefined ? {} : { maxOpenLayers: openLayers(this.surroundings.descriptors, this.config.groups.length) }),
     };
   }

@@ -3,7 +3,7 @@
  * how many of its file descriptors.
  *
  * Owns: the sum, the refusal of an arena that is too small, the range for
- * blocking work, the share of layers in the descriptors. Must not know: what the parts are used for.
+ * blocking work, what the block cache gets, the share of layers in the descriptors. Must not know: what the parts are used for.
  */
 
 import { OperatorError } from '../base/errors.js';
@@ -12,6 +12,7 @@ import type { Config } from '../config/schema.js';
 import { contentArenaBytes } from '../group/content/content.js';
 import type { Arena } from '../io/arena.js';
 import { allocatedBytes, SCRATCH_BYTES } from '../io/arena.js';
+import { MAX_MEMORY_BYTES } from '../io/real.js';
 import { MAX_BATCH_BYTES } from '../journal/format.js';
 import { DEFAULT_LIMITS } from '../nbd/limits.js';
 
@@ -34,6 +35,11 @@ export function takeFixedMemory(
   }
   // For what a link may ask of the data thread at once, however busy the arena is by then.
   if (linked) arena.setAside(MAX_BATCH_BYTES);
+}
+
+/** Bytes of block cache behind the arena: what the configuration says, or what the arena leaves. */
+export function blockCacheBytes({ arena, blockCache }: Config['dataPath']): number {
+  return Math.min(blockCache, MAX_MEMORY_BYTES - arena);
 }
 
 const MIN_OPEN_LAYERS = 64;

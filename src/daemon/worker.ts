@@ -25,6 +25,7 @@ import { Reactor } from '../io/reactor.js';
 import { RealIo } from '../io/real.js';
 import { Commands } from './commands.js';
 import { DataPath } from './datapath.js';
+import { blockCacheBytes } from './memory.js';
 
 export interface WorkerInput {
   readonly config: Config;
@@ -71,8 +72,9 @@ function post(message: WorkerMessage): void {
 function run(input: WorkerInput): void {
   const { config } = input;
   const log = new SinkLog((entry) => post({ kind: 'log', entry }), config.log.level);
-  const io = RealIo.create({ arenaBytes: config.dataPath.arena });
-  const reactor = new Reactor(io, new Arena(io), { spinUs: config.dataPath.spinUs });
+  const arenaBytes = config.dataPath.arena;
+  const io = RealIo.create({ arenaBytes, moreBytes: blockCacheBytes(config.dataPath) });
+  const reactor = new Reactor(io, new Arena(io, arenaBytes), { spinUs: config.dataPath.spinUs });
   post({ kind: 'wake', fd: io.wakeFd });
   const path = DataPath.open(reactor, config, log, { bootId: input.bootId, accepted: input.accepted, space, descriptors: descriptorLimit() });
   const commands = new Commands(path, Date.now());

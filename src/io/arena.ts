@@ -32,6 +32,7 @@ const USED = 0x80;
 const NONE = 0xffffffff;
 
 export class Arena {
+  /** All of `io.memory`. */
   readonly u8: Uint8Array;
   readonly view: DataView;
   /** Bytes that can be handed out in all. */
@@ -51,10 +52,9 @@ export class Arena {
   /** Bit k: list k is not empty. */
   private available = 0;
 
-  /** Takes all of `io.memory`; there is one Arena per Io. */
-  constructor(io: Pick<Io, 'memory'>) {
-    const bytes = io.memory.byteLength;
-    assert(bytes >= 2 * UNIT_BYTES && bytes % UNIT_BYTES === 0, `an arena of ${bytes} bytes is not a number of pages`);
+  /** Takes the first `bytes` of `io.memory`; there is one Arena per Io. What lies behind is somebody else's. */
+  constructor(io: Pick<Io, 'memory'>, bytes = io.memory.byteLength) {
+    assert(bytes >= 2 * UNIT_BYTES && bytes % UNIT_BYTES === 0 && bytes <= io.memory.byteLength, `an arena of ${bytes} bytes is not a number of pages of its memory`);
     this.u8 = new Uint8Array(io.memory);
     this.view = new DataView(io.memory);
     this.units = bytes / UNIT_BYTES;

@@ -15,7 +15,8 @@ import { RESULT_COUNT, loadNative } from './native.js';
 /** Pairs that the vector table holds: more than IOV_MAX, so that `pwritev` may be handed a whole tick. */
 const VECTOR_COUNT = 4096;
 const PAGE_BYTES = 4096;
-const MAX_ARENA_BYTES = 2 ** 32 - PAGE_BYTES;
+/** Arena and what lies behind it: the addon counts offsets in 32 bits. */
+export const MAX_MEMORY_BYTES = 2 ** 32 - PAGE_BYTES;
 
 /** Ends the `wait` of another thread's Io. `wakeFd` is that Io's; throws IoError when it is closed. */
 export function wakeThread(wakeFd: number): void {
@@ -32,6 +33,8 @@ export function setBlocking(fd: number, blocking: boolean): void {
 export interface RealIoOptions {
   /** Size of the arena, a multiple of 4 KiB below 4 GiB. Memory is used only where it is touched. */
   readonly arenaBytes: number;
+  /** Memory behind the arena, a multiple of 4 KiB; both together at most MAX_MEMORY_BYTES. */
+  readonly moreBytes?: number;
 }
 
 export class RealIo implements Io {
@@ -51,9 +54,9 @@ export class RealIo implements Io {
 
   /** Throws OperatorError when the addon is missing, IoError when no descriptors are left, RangeError without memory. */
   static create(options: RealIoOptions): RealIo {
-    const { arenaBytes } = options;
-    assert(arenaBytes > 0 && arenaBytes <= MAX_ARENA_BYTES && arenaBytes % PAGE_BYTES === 0, `bad arena size ${arenaBytes}`);
-    const memory = new ArrayBuffer(arenaBytes);
+    const bytes = options.arenaBytes + (options.moreBytes ?? 0);
+    assert(bytes > 0 && bytes <= MAX_MEMORY_BYTES && bytes % PAGE_BYTES === 0, `bad size of memory ${bytes}`);
+    const memory = new ArrayBuffer(bytes);
     const control = new ArrayBuffer(RESULT_COUNT * 8 + VECTOR_COUNT * 8);
     const native = loadNative().create(memory, control);
     if (typeof native === 'number') throw new IoError(-native, 'open', 'epoll');

@@ -41,6 +41,10 @@ export interface Layer {
   /** Writes through to its file whose map entries are still to come (local devices), and punches in flight: never both at once. */
   writing: number;
   punching: number;
+  /** `isThin` has said so. */
+  thin: boolean;
+  /** It was looked whether it is. */
+  judged: boolean;
 }
 
 /** Where a committed checkpoint stands. */
@@ -65,6 +69,8 @@ export function allInFile(layer: Layer, cut: Cut): boolean {
 /** What a checkpoint keeps of a layer. `hasFile`: the file exists for sure, durably; it may also exist without. */
 export type LayerRow = [number: number, device: number, createdLsn: number, epochId: string, ordinal: number, frozenLsn: number, hasFile: boolean];
 
+/** A file with less than one byte in so many is thin: 8 pages in one of the kernel's nodes for 64. */
+const THIN = 8;
 /** Files held open where nobody says how many there may be. */
 const MAX_OPEN_LAYERS = 512;
 /** Open files that are looked at for one to close. */
@@ -114,7 +120,7 @@ export class LayerTable {
     const ordinal = siblings.filter((other) => other.createdLsn === createdLsn).length;
     const layer: Layer = {
       number: this.nextNumber++, device, createdLsn, epochId, ordinal, frozenLsn: 0, hasFile: false, named: false, missing: false, fd: -1, holds: 0, usedAt: 0,
-      writing: 0, punching: 0,
+      writing: 0, punching: 0, thin: false, judged: false,
     };
     assert(layer.number <= 0xffffffff, 'layer numbers are used up');
     this.insert(layer);
@@ -187,6 +193,24 @@ export class LayerTable {
     return fd;
   }
 
+  /**
+   * Whether the layer's blocks that are in its file, which is open, will never change, and are few and far between: then
+   * its pages are slow to find (blockcache.ts). Looked at once, when it is first read after its freeze.
+   */
+  isThin(layer: Layer): boolean {
+    if (layer.judged) return layer.thin;
+    if (layer.frozenLsn === 0 || layer.writing > 0) return false;
+    layer.judged = true;
+    try {
+      const { size, allocated } = this.io.stat(layer.fd);
+      layer.thin = allocated * THIN < size;
+    } catch (error) {
+      // What it is like is of use, no need: its blocks are read all the same, and that says what is wrong with it.
+      if (!(error instanceof IoError)) throw error;
+    }
+    return layer.thin;
+  }
+
   /** Whether files were created since the last call: then the directory needs an fsync before a checkpoint may name them. */
   takeDirectoryDirty(): boolean {
     this.syncing.push(...this.fresh);
@@ -243,7 +267,10 @@ export class LayerTable {
     assert(this.byNumber.size === 0, 'restore into a table in use');
     this.nextNumber = next;
     for (const [number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile] of rows) {
-      const layer: Layer = { number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile, named: hasFile, missing: false, fd: -1, holds: 0, usedAt: 0, writing: 0, punching: 0 };
+      const layer: Layer = {
+        number, device, createdLsn, epochId, ordinal, frozenLsn, hasFile, named: hasFile, missing: false, fd: -1, holds: 0, usedAt: 0, writing: 0, punching: 0,
+        thin: false, judged: false,
+      };
       this.insert(layer);
       if (hasFile && frozenLsn === 0) this.expected.push(layer);
     }

@@ -6,14 +6,15 @@
  *
  * The depth of the snapshot tree never shows: one look-up per block names the
  * layer, whatever its age. Neighbouring blocks that lie together are read together.
+ * Blocks of thin layers (layers.ts) are copied into the block cache, and found there.
  */
 
 import { CorruptionError, Errno, IoError } from '../base/errors.js';
 import { BLOCK_BYTES } from '../base/units.js';
 import { JobOp, JobTable, Queue } from '../io/io.js';
 import type { Reactor } from '../io/reactor.js';
-import type { SegmentPool } from '../journal/segments.js';
-import type { Segment } from '../journal/segments.js';
+import type { Segment, SegmentPool } from '../journal/segments.js';
+import type { BlockCache } from './blockcache.js';
 import type { Layer } from './layers.js';
 import type { MapFile } from './mapfile.js';
 import { fileOfRef, positionOfRef } from './map/map.js';
@@ -27,6 +28,8 @@ const EAGAIN = -11;
 const MAX_BLOCKS = 32 * 1024 * 1024 / BLOCK_BYTES + 2;
 /** Map nodes that are loaded for one read until it is clear that they are paged out as fast as they come: the largest one needs some twenty. */
 const PATIENT_LOADS = 64;
+/** A read that takes more blocks of thin layers from their files leaves them there: who reads much at once rarely reads it again soon. */
+const MAX_COPIES = 16;
 
 /** What a block's bytes come from. */
 const Source = { zero: 0, journal: 1, file: 2 } as const;
@@ -34,10 +37,18 @@ const Source = { zero: 0, journal: 1, file: 2 } as const;
 export class BlockReader {
   private readonly layersOf = new Uint32Array(MAX_BLOCKS);
   private readonly table = new JobTable(64);
+  // What `plan` found. Arrays that only grow, and how much of each is in use: a read allocates nothing.
   /** Ranges to be zeroed: pairs (arena offset, length). */
-  private zeroRanges: number[] = [];
-  private heldSegments: Segment[] = [];
-  private heldLayers: Layer[] = [];
+  private readonly zeroRanges: number[] = [];
+  private zeroCount = 0;
+  private readonly heldSegments: Segment[] = [];
+  private heldSegmentCount = 0;
+  private readonly heldLayers: Layer[] = [];
+  private heldLayerCount = 0;
+  /** Blocks that the cache should get, triples (layer, block, arena offset); more than MAX_COPIES are counted, not kept. */
+  private readonly copies = new Float64Array(3 * MAX_COPIES);
+  private copyCount = 0;
+  private readonly cacheOwner: number;
   /** Reads in flight by generation modulo 2: `whenQuiet` begins a new one, and waits for the older to run out. */
   private readonly inFlight = [0, 0];
   private generation = 0;
@@ -55,7 +66,10 @@ export class BlockReader {
     private readonly pool: SegmentPool,
     /** The map file that a disk reference numbers 0 or 1. */
     private readonly mapFile: (file: number) => MapFile,
-  ) {}
+    private readonly cache: BlockCache,
+  ) {
+    this.cacheOwner = cache.newOwner();
+  }
 
   /**
    * Reads [offset, offset + length) of the device into the arena at `buffer`,
@@ -65,17 +79,15 @@ export class BlockReader {
     try {
       const missed = this.plan(device, offset, length, buffer);
       if (missed !== 0) return WOULD_WAIT;
-      const { io, arena } = this.reactor;
-      for (let i = 0; i < this.zeroRanges.length; i += 2) {
-        const at = this.zeroRanges[i];
-        arena.u8.fill(0, at, at + this.zeroRanges[i + 1]);
-      }
+      const { io } = this.reactor;
+      this.fillZeros();
       const rows = this.table.rows;
       for (let row = 0, at = 0; row < this.table.count; row++, at += 5) {
         const result = io.preadNowait(rows[at + 1], rows[at + 2], rows[at + 3], rows[at + 4]);
         if (result === EAGAIN) return WOULD_WAIT;
         if (result < 0) return result;
       }
+      if (this.copyCount > 0) this.keepCopies();
       return 0;
     } finally {
       this.dropHolds();
@@ -131,16 +143,13 @@ export class BlockReader {
         });
         return;
       }
-      for (let i = 0; i < this.zeroRanges.length; i += 2) {
-        const at = this.zeroRanges[i];
-        this.reactor.arena.u8.fill(0, at, at + this.zeroRanges[i + 1]);
-      }
-      const segments = this.heldSegments;
-      const layers = this.heldLayers;
-      this.heldSegments = [];
-      this.heldLayers = [];
+      this.fillZeros();
+      // Theirs until the helper has read.
+      const segments = this.heldSegments.slice(0, this.heldSegmentCount);
+      const layers = this.heldLayers.slice(0, this.heldLayerCount);
+      this.heldSegmentCount = this.heldLayerCount = 0;
       if (this.table.count === 0) {
-        // The map nodes that were loaded say that all of it is zero: no file to read.
+        // The map nodes that were loaded say that all of it is zero, or in the cache: no file to read.
         this.reactor.after(0, () => finish(0));
         return;
       }
@@ -257,7 +266,7 @@ export class BlockReader {
     const last = blockOf(offset + length - 1);
     const count = last - first + 1;
     table.clear();
-    if (this.zeroRanges.length > 0) this.zeroRanges = [];
+    this.zeroCount = this.copyCount = 0;
     const missed = store.map.resolve(device.root, first, count, layersOf, 0);
     if (missed !== 0) return missed;
 
@@ -285,10 +294,18 @@ export class BlockReader {
           pos = this.pool.filePosition(segment, lsn) + skip;
           if (runSource !== Source.journal || runFd !== fd) {
             segment.holds++;
-            this.heldSegments.push(segment);
+            this.heldSegments[this.heldSegmentCount++] = segment;
           }
         } else {
           const layer = store.layers.get(number);
+          if (layer.thin && this.takeCopy(number, first + i, skip, to, bytes)) {
+            if (runBytes > 0) this.addRun(runSource, runFd, runPos, runTo, runBytes);
+            runBytes = 0;
+            to += bytes;
+            left -= bytes;
+            skip = 0;
+            continue;
+          }
           fd = store.layers.descriptor(layer);
           // Without a file nothing was ever destaged; a block that is not pending either was never written.
           if (fd >= 0) {
@@ -296,8 +313,9 @@ export class BlockReader {
             pos = (first + i) * BLOCK_BYTES + skip;
             if (runSource !== Source.file || runFd !== fd) {
               layer.holds++;
-              this.heldLayers.push(layer);
+              this.heldLayers[this.heldLayerCount++] = layer;
             }
+            if (bytes === BLOCK_BYTES && store.layers.isThin(layer)) this.wantCopy(number, first + i, to);
           }
         }
       }
@@ -315,18 +333,51 @@ export class BlockReader {
       left -= bytes;
       skip = 0;
     }
-    this.addRun(runSource, runFd, runPos, runTo, runBytes);
+    if (runBytes > 0) this.addRun(runSource, runFd, runPos, runTo, runBytes);
     return 0;
   }
 
   private addRun(source: number, fd: number, pos: number, to: number, bytes: number): void {
-    if (source === Source.zero) this.zeroRanges.push(to, bytes);
-    else this.table.add(JobOp.pread, fd, to, bytes, pos);
+    if (source === Source.zero) {
+      this.zeroRanges[this.zeroCount++] = to;
+      this.zeroRanges[this.zeroCount++] = bytes;
+    } else {
+      this.table.add(JobOp.pread, fd, to, bytes, pos);
+    }
+  }
+
+  private fillZeros(): void {
+    for (let i = 0; i < this.zeroCount; i += 2) {
+      const at = this.zeroRanges[i];
+      this.reactor.arena.u8.fill(0, at, at + this.zeroRanges[i + 1]);
+    }
+  }
+
+  /** Bytes [skip, skip + bytes) of the block to `to`, if the cache has it. */
+  private takeCopy(number: number, block: number, skip: number, to: number, bytes: number): boolean {
+    const at = this.cache.find(this.cacheOwner, number, block);
+    if (at < 0) return false;
+    this.reactor.arena.u8.copyWithin(to, at + skip, at + skip + bytes);
+    return true;
+  }
+
+  private wantCopy(number: number, block: number, at: number): void {
+    if (this.copyCount < MAX_COPIES) {
+      this.copies[3 * this.copyCount] = number;
+      this.copies[3 * this.copyCount + 1] = block;
+      this.copies[3 * this.copyCount + 2] = at;
+    }
+    this.copyCount++;
+  }
+
+  private keepCopies(): void {
+    if (this.copyCount > MAX_COPIES) return;
+    for (let i = 0; i < 3 * this.copyCount; i += 3) this.cache.put(this.cacheOwner, this.copies[i], this.copies[i + 1], this.copies[i + 2]);
   }
 
   private dropHolds(): void {
-    for (const segment of this.heldSegments) segment.holds--;
-    for (const layer of this.heldLayers) layer.holds--;
-    this.heldSegments.length = this.heldLayers.length = 0;
+    for (let i = 0; i < this.heldSegmentCount; i++) this.heldSegments[i].holds--;
+    for (let i = 0; i < this.heldLayerCount; i++) this.heldLayers[i].holds--;
+    this.heldSegmentCount = this.heldLayerCount = 0;
   }
 }

@@ -30,7 +30,7 @@ t.test('the smallest configuration gets every default', async (t) => {
   t.strictSame(config.groups[0].journal, { size: 2 ** 32, segmentSize: 2 ** 26, syncBytes: 2 ** 29, syncMilliseconds: 1000, volatile: false });
   t.strictSame(config.groups[0].store, { mapMemory: 2 ** 28, checkpointBytes: 2 ** 30, checkpointSeconds: 30, freeSpaceWatermark: 2 ** 30 });
   t.equal(config.groups[0].recoverWait, 5);
-  t.strictSame(config.dataPath, { spinUs: 100, arena: 2 ** 28 });
+  t.strictSame(config.dataPath, { spinUs: 100, arena: 2 ** 28, blockCache: 2 ** 29 });
   t.strictSame(config.log, { level: 'info', format: 'auto' });
   t.strictSame(accepted(BASE).groups, []);
   t.strictSame(structuredClone(config), config, 'plain data: it goes to the worker');

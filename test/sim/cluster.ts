@@ -9,7 +9,7 @@ import type { Caller } from '../../src/base/caller.js';
 import type { Config } from '../../src/config/schema.js';
 import { SinkLog } from '../../src/base/log.js';
 import { IoError } from '../../src/base/errors.js';
-import { isLocalDevice, KIB, MIB } from '../../src/base/units.js';
+import { BLOCK_BYTES, isLocalDevice, KIB, MIB } from '../../src/base/units.js';
 import type { ControlRequest, OperationRequest } from '../../src/control/port.js';
 import type { OperationReply } from '../../src/control/schema/replies.js';
 import { Commands } from '../../src/daemon/commands.js';
@@ -30,6 +30,8 @@ import type { CrashKind, SimNode, World } from './world.js';
 
 export const GROUP = 'g';
 const ARENA_BYTES = 16 * MIB;
+/** Few, so that blocks are replaced. */
+const CACHE_BYTES = 64 * BLOCK_BYTES;
 /** The reserve that space admission keeps (group/space.ts); simulated disks are smaller than it. */
 export const SPACE_RESERVE = 128 * MIB;
 
@@ -105,7 +107,7 @@ export class SimHost {
   layerBlocksSeen = 0;
 
   constructor(readonly world: World, readonly name: string, public sizes: Sizes = SMALL, readonly peering: Peering = ALONE, memoryIndex = 0) {
-    memories[memoryIndex] ??= new ArrayBuffer(ARENA_BYTES);
+    memories[memoryIndex] ??= new ArrayBuffer(ARENA_BYTES + CACHE_BYTES);
     this.node = world.node(name, { memory: memories[memoryIndex] });
     this.node.onCrash = (kind) => this.crashed(kind);
     this.model.durableTruth = () => {
@@ -149,7 +151,7 @@ export class SimHost {
     };
     this.failedToStart = undefined;
     return this.node.attempt(() => {
-      const reactor = new Reactor(io, new Arena(io));
+      const reactor = new Reactor(io, new Arena(io, ARENA_BYTES));
       this.reactor = reactor;
       let path: DataPath;
       const log = new SinkLog((entry) => this.say(`${entry.level} ${entry.message} ${Object.keys(entry.fields).length > 1 ? JSON.stringify(entry.fields) : ''}`));
@@ -364,7 +366,7 @@ export class SimHost {
     const listen = peering.listen === undefined ? {} : { listen: address(peering.listen) };
     return {
       node: this.name, dataDirectory: '/data', control: { socket: '/none' }, nbd: { listen: [], maxConnections: 4, handshakeSeconds: 10 },
-      link: { maxConnections: 4, handshakeSeconds: 10, ...listen }, log: { level: 'debug', format: 'json' }, dataPath: { spinUs: 0, arena: ARENA_BYTES },
+      link: { maxConnections: 4, handshakeSeconds: 10, ...listen }, log: { level: 'debug', format: 'json' }, dataPath: { spinUs: 0, arena: ARENA_BYTES, blockCache: CACHE_BYTES },
       groups: [{
         name: GROUP, role: peering.role, recoverWait: 0.5,
         journal: { size: sizes.segmentBytes * sizes.segments, segmentSize: sizes.segmentBytes, syncBytes: sizes.syncBytes, syncMilliseconds: sizes.syncMs, ...this.journalPlace },

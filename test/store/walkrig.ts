@@ -8,8 +8,10 @@ import { Group } from '../../src/group/group.js';
 import { planRemove, planRestore, planSnapshot } from '../../src/group/operations/judge.js';
 import type { Operation } from '../../src/group/tree/record.js';
 import { RequestKind, RequestTable } from '../../src/group/requests/requests.js';
+import { SCRATCH_BYTES } from '../../src/io/arena.js';
 import { mkdirs } from '../../src/io/file.js';
 import type { Reactor } from '../../src/io/reactor.js';
+import { BlockCache } from '../../src/store/blockcache.js';
 import type { MapTaskOptions } from '../../src/store/maptasks.js';
 import type { Walker, WalkerOptions } from '../../src/store/walk/walker.js';
 
@@ -41,6 +43,8 @@ export function copyModel(model: Model): Model {
 
 export class Rig {
   readonly group: Group;
+  /** In what lies behind the reactor's arena. */
+  readonly blockCache: BlockCache;
   readonly requests = new RequestTable(64);
   private readonly owner: number;
   private readonly answers = new Map<number, (errno: number) => void>();
@@ -56,6 +60,7 @@ export class Rig {
         answer(errno);
       },
     });
+    this.blockCache = new BlockCache(reactor.arena.u8, SCRATCH_BYTES + reactor.arena.capacityBytes);
     this.group = Group.open(reactor, {
       name: 'g', node: 'n', directory, initialRole: 'primary', peers: [], recoverWaitUs: 0, bootId: options.bootId, watermarkBytes: 0,
       space: () => ({ totalBytes: 2 ** 50, freeBytes: 2 ** 50 }),
@@ -63,6 +68,7 @@ export class Rig {
       destager: { startBytes: 2 * options.segmentBytes, startUs: options.destageUs, bufferBytes: 128 * KIB, retryUs: 5000 },
       checkpointer: { bufferBytes: 64 * KIB, compactSlackBytes: options.compactSlackBytes, retryUs: 5000 },
       walker: options.walker, checkpointBytes: 64 * MIB, checkpointUs: options.checkpointUs, mapMemoryBytes: options.mapMemoryBytes,
+      blockCache: this.blockCache,
       ...(options.mapTasks === undefined ? {} : { mapTasks: options.mapTasks }),
     }, this.requests, new SinkLog(() => undefined));
   }

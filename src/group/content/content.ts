@@ -23,6 +23,7 @@ import { END_ARENA_BYTES } from '../../journal/endnote.js';
 import { Journal, JOURNAL_ARENA_BYTES } from '../../journal/journal.js';
 import type { JournalOptions } from '../../journal/journal.js';
 import type { Position } from '../../journal/position.js';
+import type { BlockCache } from '../../store/blockcache.js';
 import { Checkpointer } from '../../store/checkpointer.js';
 import type { CheckpointerOptions } from '../../store/checkpointer.js';
 import { DESTAGE_BUFFERS, Destager } from '../../store/destager.js';
@@ -63,6 +64,8 @@ export interface ContentOptions extends PlaceOptions {
   readonly mapMemoryBytes: number;
   /** Layer files held open. */
   readonly maxOpenLayers?: number;
+  /** Shared by all groups of the daemon. */
+  readonly blockCache: BlockCache;
 }
 
 /** Arena bytes that an open group holds. */
@@ -144,7 +147,7 @@ export class Content {
     this.destaged = lowWater;
     this.longestFileBytes = longestFileBytes(reactor.io, `${options.directory}/layers`);
     this.lastCheckpointUs = reactor.nowUs;
-    this.reader = new BlockReader(reactor, this.store, this.journal.pool, (bit) => this.checkpointer.file(bit));
+    this.reader = new BlockReader(reactor, this.store, this.journal.pool, (bit) => this.checkpointer.file(bit), options.blockCache);
     this.caching = new CacheReads(this.store, this.reader, this.sink, SINK_BYTES);
     this.destager = new Destager(reactor, this.store, this.journal, () => this.appliedPosition, { ...options.destager, whole: this.journal.volatile }, lowWater);
     this.checkpointer = new Checkpointer(reactor, this.store, { ...options.checkpointer, directory: options.directory, groupId: options.groupId }, file, sequence, at, lowWater);
