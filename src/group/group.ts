@@ -26,7 +26,7 @@ import { stateToStartFrom } from './content/leftovers.js';
 import { LocalService } from './localservice.js';
 import { Performer } from './operations/performer.js';
 import { Meter } from './operations/meter.js';
-import { journalDirectoryOf, openAsFound, placeOf, removeFormer, type PlaceOptions } from './content/place.js';
+import { journalDirectoryOf, openAsFound, placeOf, type PlaceOptions } from './content/place.js';
 import { readRequest } from './requests/reads.js';
 import { RequestKind, type RequestTable } from './requests/requests.js';
 import type { GroupRole, ReceiveResult, ReplicatedGroup } from './replica.js';
@@ -106,7 +106,7 @@ export class Group implements ReplicatedGroup {
           group.take(openContent(reactor, { ...options, groupId }, group.roles.opening(how)));
         });
         group.roles.started(group.content, group.position, opening);
-        removeFormer(io, options, found);
+        group.roles.clearFormers();
         group.contentChanged();
       });
       return group;

@@ -13,6 +13,7 @@ import type { Reactor } from '../io/reactor.js';
 import { samePosition, type Position } from '../journal/position.js';
 import type { Content } from './content/content.js';
 import type { JournalExtent } from './content/opening.js';
+import { clearFormers, formersOf } from './content/former.js';
 import { placeOf } from './content/place.js';
 import type { Opening, PlaceOptions } from './content/place.js';
 import type { GroupRole } from './replica.js';
@@ -156,8 +157,21 @@ export class Roles {
   }
 
   /** What state.json says of this start. */
-  private get here(): Pick<StateFile, 'bootId' | 'journal'> {
-    return { bootId: this.options.bootId, journal: placeOf(this.options) };
+  private get here(): Pick<StateFile, 'bootId' | 'journal' | 'formerJournals'> {
+    return { bootId: this.options.bootId, journal: placeOf(this.options), formerJournals: formersOf(this.options, this.state) };
+  }
+
+  /** Removes what the journal left where it lay before, when state.json says that it lies elsewhere now. */
+  clearFormers(): void {
+    const { formerJournals, groupId } = this.state;
+    if (formerJournals === undefined || groupId === null) return;
+    const failed = clearFormers(this.reactor, this.options, groupId, formerJournals, this.log);
+    try {
+      this.save({ formerJournals: failed });
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error;
+      this.log.warn(`cannot note that former journals were removed: ${error.message}`);
+    }
   }
 
   /** Decides what this start means for the history. The journal was recovered up to `end`. */

@@ -25,6 +25,7 @@ import type { Reactor } from '../../io/reactor.js';
 import { JournalDamage } from '../../journal/damage.js';
 import { removeEnd } from '../../journal/endnote.js';
 import { decodeSegmentHeader } from '../../journal/format.js';
+import type { SegmentHeader } from '../../journal/format.js';
 import { samePosition } from '../../journal/position.js';
 import { SEGMENT_NAME } from '../../journal/segments.js';
 import { findSlot } from '../../store/slot.js';
@@ -51,7 +52,7 @@ export interface PlaceOptions {
 /** `anew`: a journal that begins at the checkpoint. `accepted`: the same, and the content is not what the history says. */
 export type Opening = 'journal' | 'anew' | 'accepted';
 
-const OWNER = 'owner';
+export const OWNER_FILE = 'owner';
 const NOTE = 'the journal of the group in ';
 /** A remedy of its own, beside the usual one for a group that cannot be opened. */
 const CODE_PREFIX = 'journal/';
@@ -77,6 +78,11 @@ function refuse(code: string, sentence: string): never {
 
 // ---- whose directory it is ----------------------------------------------------------------------------
 
+/** What the note in a directory of this group's says. */
+export function ownNote(options: Pick<PlaceOptions, 'directory'>): string {
+  return `${NOTE}${options.directory}\n`;
+}
+
 /**
  * Makes the journal's directory, and notes in one outside of the group's whose it is. `existing`: the group has been
  * opened before, and may have been moved itself. Throws OperatorError when it is another group's; IoError.
@@ -86,7 +92,7 @@ export function claim(reactor: Reactor, options: PlaceOptions, existing: boolean
   const directory = journalDirectoryOf(options);
   mkdirs(io, directory);
   if (options.journalDirectory === undefined) return;
-  const note = `${NOTE}${options.directory}\n`;
+  const note = ownNote(options);
   const found = noteIn(io, directory);
   if (found === note) return;
   // Whether the segments are this group's, their headers say.
@@ -94,7 +100,7 @@ export function claim(reactor: Reactor, options: PlaceOptions, existing: boolean
   if (found !== undefined && !(existing && gone)) {
     refuse('other-group', `group ${options.name}: ${directory} holds ${found.trim()}; give each group a journal.directory of its own. If that group is gone for good, remove the directory`);
   }
-  replaceFile(io, directory, OWNER, new TextEncoder().encode(note));
+  replaceFile(io, directory, OWNER_FILE, new TextEncoder().encode(note));
 }
 
 function exists(io: Io, path: string): boolean {
@@ -103,9 +109,10 @@ function exists(io: Io, path: string): boolean {
   return fd !== -Errno.ENOENT;
 }
 
-function noteIn(io: Io, directory: string): string | undefined {
-  if (!exists(io, `${directory}/${OWNER}`)) return undefined;
-  return new TextDecoder().decode(readWholeFile(io, `${directory}/${OWNER}`, SCRATCH_BYTES));
+/** What the note in `directory` says; undefined: there is none. Throws IoError. */
+export function noteIn(io: Io, directory: string): string | undefined {
+  if (!exists(io, `${directory}/${OWNER_FILE}`)) return undefined;
+  return new TextDecoder().decode(readWholeFile(io, `${directory}/${OWNER_FILE}`, SCRATCH_BYTES));
 }
 
 function segmentsIn(io: Io, directory: string): string[] {
@@ -116,11 +123,10 @@ function segmentsIn(io: Io, directory: string): string[] {
   return io.list(directory).filter((name) => SEGMENT_NAME.test(name)).sort();
 }
 
-/** Whether a segment of this group in `directory` begins at or below `lsn`. Throws OperatorError when one is another group's; IoError. */
-function holds(reactor: Reactor, options: PlaceOptions, groupId: string, lsn: number): boolean {
+/** Headers of the segments in `directory`, as far as they can be read. Blocking; throws IoError. */
+export function headersIn(reactor: Reactor, directory: string): { readonly path: string; readonly header: SegmentHeader }[] {
   const { io, arena } = reactor;
-  const directory = journalDirectoryOf(options);
-  let held = false;
+  const headers: { path: string; header: SegmentHeader }[] = [];
   for (const name of segmentsIn(io, directory)) {
     const path = `${directory}/${name}`;
     const fd = must(io.open(path, O.RDONLY | O.CLOEXEC, 0), 'open journal segment', path);
@@ -129,7 +135,15 @@ function holds(reactor: Reactor, options: PlaceOptions, groupId: string, lsn: nu
     io.close(fd);
     must(read, 'read journal segment', path);
     const header = decodeSegmentHeader(arena.u8, SCRATCH_OFFSET);
-    if (typeof header === 'string') continue;
+    if (typeof header !== 'string') headers.push({ path, header });
+  }
+  return headers;
+}
+
+/** Whether a segment of this group in `directory` begins at or below `lsn`. Throws OperatorError when one is another group's; IoError. */
+function holds(reactor: Reactor, options: PlaceOptions, groupId: string, lsn: number): boolean {
+  let held = false;
+  for (const { path, header } of headersIn(reactor, journalDirectoryOf(options))) {
     if (header.groupId !== groupId) {
       refuse('other-group', `group ${options.name}: ${path} belongs to the journal of another group (id ${header.groupId}, this one has ${groupId}); give each group a journal.directory of its own, or remove the file if that group is gone`);
     }
@@ -144,18 +158,10 @@ export function removeJournal(io: Io, directory: string): void {
   for (const name of segmentsIn(io, directory)) must(io.unlink(`${directory}/${name}`), 'remove', `${directory}/${name}`);
 }
 
-/** Removes what is left of a journal that lies elsewhere now. Throws IoError. */
-export function removeFormer(io: Io, options: PlaceOptions, state: StateFile): void {
-  const { directory } = formerPlace(options, state);
-  if (directory === journalDirectoryOf(options)) return;
-  removeJournal(io, directory);
-  const owner = io.unlink(`${directory}/${OWNER}`);
-  if (owner !== -Errno.ENOENT) must(owner, 'remove', `${directory}/${OWNER}`);
-}
-
 // ---- how a start begins -------------------------------------------------------------------------------
 
-function formerPlace(options: PlaceOptions, state: StateFile): Place {
+/** Where the journal lay when state.json was written. */
+export function formerPlace(options: Pick<PlaceOptions, 'directory'>, state: StateFile): Place {
   return state.journal ?? { volatile: false, directory: `${options.directory}/journal` };
 }
 

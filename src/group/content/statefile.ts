@@ -32,6 +32,8 @@ const shape = z.strictObject({
   localSuspect: z.literal(true).optional(),
   /** Where the journal lies, if not in `journal/`, or volatile. */
   journal: z.strictObject({ volatile: z.boolean(), directory: z.string() }).optional(),
+  /** Where it lay before, and what it left there may not have been removed yet (former.ts). */
+  formerJournals: z.array(z.string()).optional(),
 });
 
 export type StateFile = z.infer<typeof shape>;

@@ -1,0 +1,128 @@
+/** What a journal leaves where it lay before it was moved: removed in the end, whatever happens meanwhile, and never what is not surely that. */
+import t from 'tap';
+import { KIB, MIB } from '../../src/base/units.js';
+import { O } from '../../src/io/io.js';
+import type { CrashKind } from './world.js';
+import { Rig } from './rig.js';
+
+const BEFORE = '/other/journal';
+const NOW = '/third/journal';
+const SCRATCH = 4096;
+
+/** A group that was stopped in order, whose journal lies in `directory` (absent: in the group's own) and holds nothing any more. */
+function stopped(seed: number, directory?: string): Rig {
+  const rig = new Rig(seed);
+  if (directory !== undefined) rig.host.journalPlace = { volatile: false, directory };
+  rig.start();
+  rig.create('v', 4 * MIB);
+  rig.ask('v', 'write', 0, 96 * KIB);
+  rig.flushTo('checkpoint');
+  rig.stop();
+  return rig;
+}
+
+function move(rig: Rig, directory: string): void {
+  rig.host.journalPlace = { volatile: false, directory };
+}
+
+function stateOf(rig: Rig): { journal?: { directory: string }; formerJournals?: string[] } {
+  const path = Rig.path('state.json');
+  const { disk } = rig.host.node;
+  return JSON.parse(new TextDecoder().decode(disk.peek(path, 0, disk.file(path).size))) as { formerJournals?: string[] };
+}
+
+function write(rig: Rig, path: string, words: string): void {
+  const io = rig.host.node.start();
+  const fd = io.open(path, O.RDWR | O.CREAT | O.TRUNC, 0o600);
+  const bytes = new TextEncoder().encode(words);
+  new Uint8Array(io.memory).set(bytes, SCRATCH);
+  io.pwrite(fd, SCRATCH, bytes.length, 0);
+  io.close(fd);
+  rig.host.node.crash('kill');
+}
+
+for (const from of [BEFORE, undefined]) {
+  for (const kind of ['kill', 'power'] as CrashKind[]) {
+    t.test(`a journal that is moved out of ${from ?? "the group's directory"}: a ${kind} at any step of the first start leaves nothing behind after the next`, async (t) => {
+      const before = from ?? Rig.path('journal');
+      let left = 0;
+      for (let fuse = 1, whole = false; !whole; fuse++) {
+        const rig = stopped(300 + fuse, from);
+        const { disk } = rig.host.node;
+        t.ok(disk.paths(before).length > 0);
+        move(rig, NOW);
+        rig.host.node.fuseKind = kind;
+        disk.faults.fuse = fuse;
+        whole = rig.host.start();
+        disk.faults.fuse = 0;
+        if (!whole) {
+          if (disk.paths(before).length > 0 && stateOf(rig).journal?.directory === NOW) left++;
+          t.equal(rig.tryStart(), undefined, `step ${fuse}`);
+        }
+        t.same(disk.paths(before), [], `step ${fuse}: nothing is left`);
+        t.equal(stateOf(rig).formerJournals, undefined);
+        rig.verify();
+        rig.ask('v', 'write', 0, 96 * KIB);
+        rig.host.crash('power');
+        t.equal(rig.tryStart(), undefined, 'and it goes on');
+        t.same(disk.paths(before), [], 'also with power lost');
+        rig.verify();
+        rig.dispose();
+      }
+      t.ok(left > 1, `${left} times the first start had left something`);
+    });
+  }
+}
+
+t.test('what two moves have left is removed', async (t) => {
+  const rig = stopped(20, BEFORE);
+  t.teardown(() => rig.dispose());
+  const { disk } = rig.host.node;
+  move(rig, NOW);
+  disk.faults.hook = ({ op, path }) => (op === 'unlink' && path.startsWith(BEFORE) ? 5 : 0);
+  t.equal(rig.tryStart(), undefined, 'that it cannot be removed keeps nobody from starting');
+  t.ok(disk.paths(BEFORE).length > 0);
+  t.same(stateOf(rig).formerJournals, [BEFORE]);
+  rig.flushTo('checkpoint');
+  rig.stop();
+  move(rig, '/fourth/journal');
+  t.equal(rig.tryStart(), undefined);
+  t.same(stateOf(rig).formerJournals, [BEFORE]);
+  t.same(disk.paths(NOW), []);
+  disk.faults.hook = undefined;
+  rig.host.crash('kill');
+  t.equal(rig.tryStart(), undefined);
+  t.same(disk.paths(BEFORE), []);
+  t.equal(stateOf(rig).formerJournals, undefined);
+  rig.verify();
+});
+
+t.test("what is another group's by now is left alone", async (t) => {
+  for (const how of ['its note', 'no note', 'its segment'] as const) {
+    const rig = stopped(22, BEFORE);
+    const { disk } = rig.host.node;
+    move(rig, NOW);
+    disk.faults.hook = ({ op, path }) => (op === 'unlink' && path.startsWith(BEFORE) ? 5 : 0);
+    t.equal(rig.tryStart(), undefined);
+    disk.faults.hook = undefined;
+    rig.host.crash('kill');
+    if (how === 'its note') write(rig, `${BEFORE}/owner`, 'the journal of the group in /data/groups/x\n');
+    else if (how === 'no note') disk.unlink(`${BEFORE}/owner`);
+    else {
+      const { encodeSegmentHeader } = await import('../../src/journal/format.js');
+      const header = new Uint8Array(512);
+      encodeSegmentHeader(header, 0, { groupId: 'cd'.repeat(16), serial: 9, baseLsn: 0, chainHi: 0, chainLo: 0, epochId: 'e1'.repeat(16), epochNumber: 1, bytes: 0 });
+      const io = rig.host.node.start();
+      new Uint8Array(io.memory).set(header, SCRATCH);
+      io.pwrite(io.open(disk.paths(BEFORE).find((path) => path.includes('segment'))!, O.RDWR, 0), SCRATCH, 512, 0);
+      rig.host.node.crash('kill');
+    }
+    const there = disk.paths(BEFORE);
+    t.ok(there.length > 1);
+    t.equal(rig.tryStart(), undefined, how);
+    t.same(disk.paths(BEFORE), there);
+    t.equal(stateOf(rig).formerJournals, undefined, 'and not asked again');
+    rig.verify();
+    rig.dispose();
+  }
+});
