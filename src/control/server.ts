@@ -158,6 +158,11 @@ export class ControlServer {
           ...stream, request: action.request, follow: action.follow, pollMs: this.options.followMs ?? 200,
         });
       case 'call':
+        await heard();
+        if (gone.aborted) {
+          if (route.method !== 'GET') this.options.log.warn(`${route.method} ${route.path} was not begun: its client has gone`, params);
+          return;
+        }
         return sendJson(response, action.status, await this.options.port.call(action.request, ended).catch((error: unknown) => { throw failed(error); }));
     }
   }
@@ -175,6 +180,15 @@ export class ControlServer {
 }
 
 /**
+ * Resolves when the end of a connection that the kernel has told together with its request was heard, too: a request
+ * may have lain in its socket while this process stood still, and its client, killed meanwhile, has let go of what it
+ * asked this for (a frozen file system is frozen no more).
+ */
+function heard(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
+/**
  * `gone` aborts when the answer can reach nobody any more: it was given, the client was killed, or has closed its
  * connection. `ended` aborts then, too, and when `closing` does.
  */
@@ -184,12 +198,14 @@ function signalsOf({ socket }: IncomingMessage, response: ServerResponse, closin
   const end = (): void => ended.abort();
   const leave = (): void => {
     socket.off('close', leave);
+    socket.off('end', leave);
     closing.removeEventListener('abort', end);
     gone.abort();
     end();
   };
   // An answer that waits behind another one of its connection does not hear of the connection's end by itself.
-  socket.setMaxListeners(0).once('close', leave);
+  // Its end is heard first; node answers nothing on a connection whose client has ended it.
+  socket.setMaxListeners(0).once('end', leave).once('close', leave);
   response.once('close', leave);
   // By hand: AbortSignal.any would leave something of every request behind in `closing`.
   closing.addEventListener('abort', end, { once: true });

@@ -1,4 +1,5 @@
 /** Clients of the admin API that go away before they are answered: what waits for them hears of it. */
+import { spawnSync } from 'node:child_process';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
 import t from 'tap';
@@ -7,7 +8,7 @@ import { SinkLog } from '../../src/base/log.js';
 import { ControlClient } from '../../src/control/client.js';
 import { ControlServer } from '../../src/control/server.js';
 import type { DrainReply } from '../../src/control/schema/replies.js';
-import { waitFor } from '../harness/process.js';
+import { cleanEnvironment, waitFor } from '../harness/process.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 import { FakePort } from './fake-port.js';
 
@@ -66,6 +67,23 @@ t.test('a call is not made for a client that went while its request was arriving
   await new ControlClient(socket).status();
   t.strictSame(port.calls.map((call) => call.op), ['status']);
   t.strictSame(log, []);
+});
+
+/** Sends a whole request, and is killed as soon as the kernel has it. */
+const SEND_AND_DIE = `
+  const connection = require('node:net').createConnection(process.argv[1], () => connection.write(process.argv[2], () => process.kill(process.pid, 'SIGKILL')));
+`;
+
+t.test('a call is not made for a client that was killed while this process stood still', async (t) => {
+  const { port, socket, log } = await setup(t);
+  for (let i = 0; i < 3; i++) {
+    // This process stands still until the client is dead.
+    const { signal } = spawnSync(process.execPath, ['-e', SEND_AND_DIE, socket, DRAIN], { env: cleanEnvironment() });
+    t.equal(signal, 'SIGKILL');
+    await new ControlClient(socket).status();
+  }
+  t.strictSame(port.calls.map((call) => call.op), ['status', 'status', 'status']);
+  t.strictSame(log.map(({ message }) => message), Array<string>(3).fill('POST /v1/groups/:group/drain was not begun: its client has gone'));
 });
 
 t.test('an interruption ends calls of the client at once, those under way and those to come', async (t) => {
