@@ -26,6 +26,8 @@ export const LOCAL_DEVICES = 0x80000000;
 export const LOCAL_STAMPS = 2 ** 52;
 /** Largest size of a device, in bytes (1 PiB: every block offset fits 38 bits, every byte offset 50). */
 export const MAX_DEVICE_BYTES = 2 ** 50;
+/** Most ranges of one restore or sync: each may cost a secondary the reading of two map leaves. */
+export const MAX_RANGES = 64;
 
 /** Whether the id is one of a device that exists on this node only. */
 export function isLocalDevice(id: number): boolean {

@@ -6,7 +6,7 @@
 
 import type { Readable, Writable } from 'node:stream';
 import { OperatorError } from '../base/errors.js';
-import { parseExportName } from '../base/names.js';
+import { NAME_RULE, parseExportName } from '../base/names.js';
 import { ControlClient, ControlError } from '../control/client.js';
 import type { Waits } from '../control/client.js';
 import type { OperationReply } from '../control/schema/replies.js';
@@ -105,7 +105,7 @@ export class Context {
 /** `group/device`; OperatorError `usage` for anything else. */
 export function deviceArgument(words: string): { group: string; device: string } {
   const name = parseExportName(words);
-  if (name?.device === undefined) throw new OperatorError('usage', `${JSON.stringify(words)} is no device: name it as GROUP/VOLUME, GROUP/VOLUME@SNAPSHOT or GROUP/VOLUME~LOCAL`);
+  if (name?.device === undefined) throw new OperatorError('usage', `${JSON.stringify(words)} is no device: name it as GROUP/VOLUME, GROUP/VOLUME@SNAPSHOT or GROUP/VOLUME~LOCAL, each name ${NAME_RULE}`);
   return { group: name.group, device: name.device };
 }
 

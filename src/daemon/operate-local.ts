@@ -11,39 +11,50 @@ import { OperatorError } from '../base/errors.js';
 import { isLocalName, parseDeviceName } from '../base/names.js';
 import type { OperationRequest, SealRequest } from '../control/port.js';
 import type { Group } from '../group/group.js';
+import { noLocalSnapshot } from '../group/operations/localjudge.js';
 import type { LocalAnswer, LocalService } from '../group/localservice.js';
 import type { Answer } from './answer.js';
 import { localEntry } from './status.js';
 
-/** Whether the request is about a local snapshot. */
-export function isLocal(request: OperationRequest): boolean {
+/** The devices that the request names, but for one that it makes or adopts. */
+function named(request: OperationRequest): readonly (string | null)[] {
   switch (request.op) {
     case 'create':
     case 'adopt':
-      return false;
+      return [];
     case 'snapshot':
-      return request.local === true || (request.source !== null && isLocalName(request.source));
     case 'clone':
-      return isLocalName(request.source);
+      return [request.source];
     case 'restore':
     case 'sync':
-      return isLocalName(request.source) || (request.target !== null && isLocalName(request.target));
+      return [request.target, request.source];
     case 'refresh':
-      return isLocalName(request.target);
+      return [request.target];
     case 'resize':
     case 'remove':
     case 'rename':
     case 'protect':
-      return isLocalName(request.device);
+      return [request.device];
     default:
       return unreachable(request);
   }
+}
+
+function localNames(request: OperationRequest): string[] {
+  return named(request).filter((name) => name !== null && isLocalName(name)) as string[];
+}
+
+/** Whether the request is about a local snapshot. */
+export function isLocal(request: OperationRequest): boolean {
+  return localNames(request).length > 0 || (request.op === 'snapshot' && request.local === true);
 }
 
 /** On a primary or a secondary. Throws OperatorError when the request is refused. */
 export function operateLocally(group: Group, request: OperationRequest, answer: Answer): void {
   const { local } = group;
   if (local === undefined || !group.serving) throw new OperatorError('group/stopped', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
+  const unknown = localNames(request).find((name) => local.tree.find(name) === undefined);
+  if (unknown !== undefined) throw noLocalSnapshot(group.name, unknown);
   if (request.halt === true) throw refusal('--halt is for operations that other nodes execute, too, and a local snapshot is on this node only');
   const replied: LocalAnswer = {
     done: ({ lsn, device, dataThreadUs, notice }) => {

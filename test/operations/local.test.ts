@@ -77,6 +77,12 @@ t.test('what a local snapshot cannot do is refused with a sentence', async (t) =
   await control.remove('g', 'v~drill', { force: true });
   await t.rejects(client.read(0, BLOCK), 'its connection was closed');
   t.match(await refusal(control.remove('g', 'v~drill')), /^device\/not-found/);
+  for (const asked of [
+    control.clone('g', { source: 'v~drill', name: 'w' }), control.resize('g', { device: 'v~drill', size: MIB }), control.rename('g', { device: 'v~drill', name: 'w' }),
+    control.protect('g', true, { device: 'v~drill' }), control.restore('g', { target: 'v', source: 'v~drill' }), control.snapshot('g', { source: 'v~drill', name: 's' }),
+  ]) {
+    t.equal(await refusal(asked), 'device/not-found: group g has no local snapshot v~drill on this node; lockstep list shows what there is', 'not what cannot be done to one that is there');
+  }
 });
 
 t.test('it stays when the device that it was taken of is removed, over a stop in order and a promotion', async (t) => {

@@ -2,7 +2,7 @@
 
 import type { Command } from 'commander';
 import { OperatorError } from '../../base/errors.js';
-import { isName } from '../../base/names.js';
+import { isName, NAME_RULE } from '../../base/names.js';
 import { formatSize } from '../../base/units.js';
 import { deviceArgument } from '../context.js';
 import type { Context } from '../context.js';
@@ -74,7 +74,7 @@ async function sync(context: Context, options: AssignOptions, name: string, from
 async function clone(context: Context, options: WaitOptions, name: string, volume: string): Promise<void> {
   const { group, device } = deviceArgument(name);
   const newName = volume.startsWith(`${group}/`) ? volume.slice(group.length + 1) : volume;
-  if (!isName(newName)) throw new OperatorError('usage', `${JSON.stringify(volume)} is no name for a volume of group ${group}`);
+  if (!isName(newName)) throw new OperatorError('usage', `${JSON.stringify(volume)} is no name for a volume of group ${group}: it must be ${NAME_RULE}`);
   const asked = waits(options);
   const reply = await context.client.clone(group, { source: device, name: newName, ...asked });
   context.printOperation(reply, `created ${group}/${newName} as a clone of ${name}`, asked);

@@ -2,7 +2,7 @@
 
 import type { Command } from 'commander';
 import { OperatorError } from '../../base/errors.js';
-import { isName, parseDeviceName } from '../../base/names.js';
+import { isName, NAME_RULE, parseDeviceName } from '../../base/names.js';
 import { formatSize } from '../../base/units.js';
 import type { OperationReply } from '../../control/schema/replies.js';
 import { deviceArgument, groupArgument } from '../context.js';
@@ -56,7 +56,10 @@ export function registerOperations(program: Command, register: Register): void {
 
 async function create(context: Context, options: WaitOptions, name: string, sizeWords: string): Promise<void> {
   const { group, device } = deviceArgument(name);
-  if (!isName(device)) throw new OperatorError('usage', `a volume's name has no "@"; to make a snapshot: lockstep snapshot ${name}`);
+  if (!isName(device)) {
+    const mark = device.includes('~') ? '~' : '@';
+    throw new OperatorError('usage', `a volume's name has no "${mark}"; to make a snapshot${mark === '~' ? ' on this node only' : ''}: lockstep snapshot ${name} (a name is ${NAME_RULE})`);
+  }
   const size = sizeArgument(sizeWords);
   const asked = waits(options);
   const reply = await context.client.createVolume(group, { name: device, size, ...asked });
@@ -105,7 +108,7 @@ async function resize(context: Context, options: WaitOptions & ForceOption, name
 async function rename(context: Context, options: WaitOptions & ForceOption, name: string, newName: string): Promise<void> {
   const { group, device } = deviceOrSetArgument(name);
   const bare = newName.includes('@') ? newName.slice(newName.indexOf('@') + 1) : newName.includes('/') ? newName.slice(newName.indexOf('/') + 1) : newName;
-  if (!isName(bare)) throw new OperatorError('usage', `${JSON.stringify(newName)} is no name`);
+  if (!isName(bare)) throw new OperatorError('usage', `${JSON.stringify(newName)} is no name: it must be ${NAME_RULE}`);
   const asked = waits(options);
   const reply = await context.client.rename(group, { device, name: bare, force: options.force === true, ...asked });
   context.printOperation(reply, `renamed ${name} to ${reply.devices.map((one) => `${group}/${one.name}`).join(', ')}`, asked);

@@ -8,7 +8,7 @@
 
 import { z } from 'zod';
 import { NAME_PATTERN, NAME_RULE, parseDeviceName, parseSetName } from '../../base/names.js';
-import { BLOCK_BYTES, MAX_DEVICE_BYTES, formatSize, parseSize } from '../../base/units.js';
+import { BLOCK_BYTES, MAX_DEVICE_BYTES, MAX_RANGES, formatSize, parseSize } from '../../base/units.js';
 
 export const Name = z.string(`must be ${NAME_RULE}`).regex(NAME_PATTERN, `must be ${NAME_RULE}`);
 
@@ -24,8 +24,10 @@ export const DeviceOrSet = z
 
 const rangeRule = `must be [offset, length] in bytes, whole multiples of ${BLOCK_BYTES}`;
 const rangeNumber = z.number(rangeRule).int(rangeRule).nonnegative(rangeRule).max(MAX_DEVICE_BYTES, rangeRule).multipleOf(BLOCK_BYTES, rangeRule);
+/** What is looked at of a request; how many of them an operation takes is judged with the rest of it. */
+const RANGES_READ = 1024;
 /** Parts of a device, ascending and apart; none = all of it. */
-export const Ranges = z.array(z.tuple([rangeNumber, rangeNumber], rangeRule)).max(1024).default([]);
+export const Ranges = z.array(z.tuple([rangeNumber, rangeNumber], rangeRule)).max(RANGES_READ, `must be at most ${MAX_RANGES} at a time (do it in parts)`).default([]);
 
 export const LsnNumber = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
 

@@ -7,13 +7,14 @@
 import { OperatorError } from '../../base/errors.js';
 import { sealedDigest } from '../local/adoption.js';
 import type { AdoptionHost } from '../local/adoption.js';
+import { noLocalSnapshot } from './localjudge.js';
 import type { Judged, Plan } from './judge.js';
 
 /** `VOLUME~NAME` becomes `VOLUME@snapshot`. Throws OperatorError; then nothing has happened. */
 export function planAdopt(judged: Judged, local: AdoptionHost, name: string, snapshot: string, force: boolean): Plan {
   const { group, tree, exports } = judged;
   const device = local.tree.find(name);
-  if (device === undefined) throw new OperatorError('device/not-found', `group ${group} has no local snapshot ${name} on this node; lockstep list shows what there is`);
+  if (device === undefined) throw noLocalSnapshot(group, name);
   const digest = sealedDigest(device, local.log.settledLsn);
   if (digest === undefined) throw new OperatorError('local/not-sealed', `${group}/${name} is not sealed: make it equal on every node (lockstep reconcile), then run on every node: lockstep seal ${group}/${name}`);
   const volume = tree.get(device.volume);

@@ -11,9 +11,9 @@
 
 import { OperatorError } from '../../base/errors.js';
 import { parseSetName } from '../../base/names.js';
-import { formatSize } from '../../base/units.js';
+import { formatSize, MAX_RANGES } from '../../base/units.js';
 import type { Exports } from '../requests/exports.js';
-import { MAX_RANGES, MAX_REMOVED, MAX_TOGETHER } from '../tree/record.js';
+import { MAX_REMOVED, MAX_TOGETHER } from '../tree/record.js';
 import type { Operation, Range } from '../tree/record.js';
 import type { Tree } from '../tree/tree.js';
 import type { Device } from '../tree/device.js';

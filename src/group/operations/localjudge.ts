@@ -20,6 +20,10 @@ export interface LocalJudgeHost {
   readonly stableLsn: number;
 }
 
+export function noLocalSnapshot(group: string, name: string): OperatorError {
+  return new OperatorError('device/not-found', `group ${group} has no local snapshot ${name} on this node; lockstep list shows what there is`);
+}
+
 export class LocalJudge {
   private readonly tree: LocalTree;
 
@@ -36,7 +40,7 @@ export class LocalJudge {
   /** The local device of this name, when no other operation on it is under way. */
   existing(name: string): LocalDevice {
     const device = this.tree.find(name);
-    if (device === undefined) throw new OperatorError('device/not-found', `group ${this.host.name} has no local snapshot ${name} on this node; lockstep list shows what there is`);
+    if (device === undefined) throw noLocalSnapshot(this.host.name, name);
     if (this.blocked.has(device.id)) throw new OperatorError('group/busy', `another operation on ${this.spell(name)} is under way; try again in a moment`);
     return device;
   }

@@ -10,7 +10,7 @@ import { pack, unpack } from 'msgpackr';
 import { z } from 'zod';
 import { unreachable } from '../../base/assert.js';
 import { NAME_PATTERN } from '../../base/names.js';
-import { BLOCK_BYTES, LOCAL_DEVICES, MAX_DEVICE_BYTES } from '../../base/units.js';
+import { BLOCK_BYTES, LOCAL_DEVICES, MAX_DEVICE_BYTES, MAX_RANGES } from '../../base/units.js';
 import { decodeSums, encodeSums, FIELD_SUMS_BYTES } from './fieldsums.js';
 import type { FieldSums } from './fieldsums.js';
 
@@ -42,8 +42,6 @@ const create = z.strictObject({ op: z.literal('create'), id, name, sizeBytes });
 export const MAX_TOGETHER = 256;
 /** Most devices that one marker removes. */
 export const MAX_REMOVED = 4096;
-/** Most ranges of one assign: each may cost a secondary the reading of two map leaves. */
-export const MAX_RANGES = 64;
 const position = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
 
 /** One or more snapshots at one point of the stream. With a `set` they are a group snapshot of that name. */
