@@ -23,7 +23,7 @@ export interface ForceOption {
 export function waitOptions(command: Command): Command {
   return command
     .option('--wait <what>', 'answer when the marker is "durable" here, or "applied" on every secondary', 'durable')
-    .option('--wait-timeout <seconds>', 'how long to wait for "applied"; the operation stays done', '60')
+    .option('--wait-timeout <seconds>', 'how long to wait for "applied"; the operation stays done. With --halt: how long writers may be held', '60')
     .option('--halt', 'hold the writers, let every secondary come to the same point, and go on only when all have executed it');
 }
 

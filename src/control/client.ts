@@ -268,7 +268,7 @@ function queryText(options: object): string {
 }
 
 function patience(waits: Waits): number {
-  return PATIENCE_MS + (waits.wait === 'applied' || waits.halt === true ? 2 * (waits.waitSeconds ?? 60) * 1000 : 0);
+  return PATIENCE_MS + (waits.wait === 'applied' || waits.halt === true ? (waits.waitSeconds ?? 60) * 1000 : 0);
 }
 
 /** Writes the body of a request at the pace of its reader; an input that fails ends the request. */

@@ -87,7 +87,7 @@ export class Commands {
       case 'clone':
       case 'adopt':
         if (isLocal(request)) operateLocally(this.group(request.group), request, answer);
-        else operate(this.primary(request.group), this.path.links, request, answer);
+        else operate(this.path.reactor, this.primary(request.group), this.path.links, request, answer);
         return;
       case 'seal':
         sealLocally(this.group(request.group), request, answer);

@@ -19,8 +19,10 @@ import type { Performed } from '../group/operations/performer.js';
 import { preload } from '../group/operations/preload.js';
 import { devicesOf } from '../group/tree/record.js';
 import type { Operation } from '../group/tree/record.js';
+import type { Reactor } from '../io/reactor.js';
 import type { Answer } from './answer.js';
 import { endingOnce } from './answer.js';
+import type { Pace } from './halt.js';
 import { refuseWhileHalted, whileHalted } from './halt.js';
 import type { Links } from './links.js';
 import { deviceEntry } from './status.js';
@@ -31,30 +33,29 @@ const MAX_HALT_SECONDS = 600;
 const LOADS_PER_END = 16;
 
 /** The group stands as primary; throws OperatorError when the request is refused, and nothing has happened then. */
-export function operate(group: Group, links: Links, request: OperationRequest, answer: Answer): void {
+export function operate(reactor: Reactor, group: Group, links: Links, request: OperationRequest, answer: Answer): void {
   refuseWhileHalted(group);
   if (request.halt !== true) {
-    prepare(group, links, request, answer);
+    prepare(group, links, request, { begin: () => refuseWhileHalted(group), appliedUs: () => request.waitSeconds * 1e6 }, answer);
     return;
   }
   if (request.waitSeconds > MAX_HALT_SECONDS) throw new OperatorError('usage', `writers may be held for at most ${MAX_HALT_SECONDS} s: give --halt a --wait-timeout of that or less`);
   if (request.op !== 'resize') planFor(group, request);
-  whileHalted(group, links, request.waitSeconds, answer, (inner) => prepare(group, links, { ...request, wait: 'applied' }, inner));
+  whileHalted(reactor, group, links, request.waitSeconds, answer, (inner, pace) => prepare(group, links, { ...request, wait: 'applied' }, pace, inner));
 }
 
 /** Judged afresh in the step that appends: the state may have changed while maps were loaded. */
-function prepare(group: Group, links: Links, request: OperationRequest, answer: Answer): void {
+function prepare(group: Group, links: Links, request: OperationRequest, pace: Pace, answer: Answer): void {
   const ends = endsToLoad(group, request);
   if (ends === 0) {
-    carryOut(group, links, request, answer);
+    carryOut(group, links, request, pace, answer);
     return;
   }
   preload(group.content, () => nodeNeeded(group, request), ends * LOADS_PER_END, (error) => {
     try {
       if (error !== undefined) throw error;
       if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
-      if (request.halt !== true) refuseWhileHalted(group);
-      carryOut(group, links, request, answer);
+      carryOut(group, links, request, pace, answer);
     } catch (failure) {
       answer.failed(failure);
     }
@@ -85,14 +86,15 @@ function nodeNeeded(group: Group, request: OperationRequest): number {
   return 0;
 }
 
-function carryOut(group: Group, links: Links, request: OperationRequest, answer: Answer): void {
+function carryOut(group: Group, links: Links, request: OperationRequest, pace: Pace, answer: Answer): void {
   if (answer.caller.gone) throw notDone(group, request.op);
+  pace.begin();
   const { operation, disconnect } = planFor(group, request);
   // A refusal must not cost anybody a connection.
   group.operations.checkRoom();
   for (const id of disconnect) group.exports.disconnectDevice(id, `an operator asked for "${request.op}" with --force`);
   const performed = group.operations.perform(operation);
-  answerWhenDone(group, links, performed, devicesOf(operation), request, answer);
+  answerWhenDone(group, links, performed, devicesOf(operation), request, pace, answer);
 }
 
 /** An operation that was not appended before whoever asked for it had gone. */
@@ -102,7 +104,7 @@ function notDone(group: Group, op: string): OperatorError {
 }
 
 /** `changed`: devices that the reply tells about. What was performed stays, whoever goes. */
-function answerWhenDone(group: Group, links: Links, performed: Performed, changed: readonly number[], request: Waiting & { readonly op: string }, answer: Answer): void {
+function answerWhenDone(group: Group, links: Links, performed: Performed, changed: readonly number[], request: Waiting & { readonly op: string }, pace: Pace, answer: Answer): void {
   const once = endingOnce(answer, (gone) => {
     if (gone) group.log.warn(`the caller of ${request.op} has gone: it was appended at LSN ${performed.lsn}, and stays`);
   });
@@ -116,7 +118,7 @@ function answerWhenDone(group: Group, links: Links, performed: Performed, change
   once.alsoEnd(group.operations.whenDurable(performed.endLsn, (error) => {
     if (error !== undefined) once.failed(error);
     else if (request.wait === 'durable') once.done(reply('durable', null));
-    else once.alsoEnd(links.whenApplied(group.name, performed.endLsn, request.waitSeconds * 1e6, (notice) => once.done(reply(notice === null ? 'applied' : 'durable', notice))));
+    else once.alsoEnd(links.whenApplied(group.name, performed.endLsn, pace.appliedUs(), (notice) => once.done(reply(notice === null ? 'applied' : 'durable', notice))));
   }));
 }
 

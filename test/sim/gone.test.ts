@@ -141,6 +141,45 @@ t.test('an operation of a halt that was appended stays when the caller goes, and
   t.ok(a.log.some((line) => line.includes(`the caller of snapshot has gone: it was appended at LSN ${a.group.tree.find('v@s')!.createdLsn}, and stays`)), a.log.slice(-5).join('\n'));
 });
 
+t.test('writers are held for the time of a halt once, however far it has come', async (t) => {
+  const pair = new Pair(t);
+  const { a, world } = pair;
+  const heldFor = (waitSeconds: number, until: () => void): { seconds: number; outcome: Outcome } => {
+    world.network.partition('a', 'b');
+    pair.ask(a, { op: 'create', group: GROUP, name: `w${waitSeconds}`, sizeBytes: MIB, ...WAIT });
+    const outcome = a.command({ ...SNAPSHOT, name: `s${waitSeconds}`, halt: true, waitSeconds });
+    pair.run(() => a.group.ingest!.holding);
+    const since = world.clock.now;
+    until();
+    world.run(() => !a.group.ingest!.holding, { us: 3 * waitSeconds * 1e6 });
+    return { seconds: (world.clock.now - since) / 1e6, outcome };
+  };
+  const passed = (us: number): void => {
+    let over = false;
+    world.clock.schedule(world.clock.now + us, () => (over = true));
+    world.run(() => over, { us: 2 * us });
+  };
+
+  t.comment('the secondary comes along late, and is lost again when the operation has been appended');
+  const late = heldFor(20, () => {
+    passed(8e6);
+    world.network.heal('a', 'b');
+    pair.run(() => a.group.tree.find('v@s20') !== undefined);
+    world.network.partition('a', 'b');
+  });
+  t.ok(late.seconds >= 20 && late.seconds < 20.1, `held for ${late.seconds} s`);
+  pair.run(() => late.outcome.ended);
+  t.match(late.outcome.reply, { waited: 'durable', notice: /b has applied up to LSN/ });
+
+  t.comment('the secondary does not come along at all');
+  world.network.heal('a', 'b');
+  pair.run(() => pair.b.group.position.lsn === a.group.position.lsn);
+  const never = heldFor(10, () => undefined);
+  t.ok(never.seconds >= 10 && never.seconds < 10.1, `held for ${never.seconds} s`);
+  t.match(never.outcome.error, { code: 'halt/not-drained', message: /nothing was done, and the writers go on: .*b has applied up to LSN/ });
+  t.notOk(a.group.tree.find('v@s10'));
+});
+
 t.test('an operation that waits for the secondaries stays, and nobody waits for them any more', async (t) => {
   const pair = new Pair(t);
   const { a, world } = pair;
