@@ -76,6 +76,11 @@ export class Context {
     this.streams.out(`${this.json ? JSON.stringify(reply) : words()}\n`);
   }
 
+  /** What a person should know while, or although, a command goes on. */
+  remark(words: string): void {
+    this.streams.err(this.json ? `${JSON.stringify({ remark: words })}\n` : `lockstep: ${words}\n`);
+  }
+
   /** An operation's reply; one that did not get as far as asked ends with exit code 1. */
   printOperation(reply: OperationReply, what: string, asked: Waits): void {
     this.print(reply, () => `${what} at LSN ${reply.lsn}; ${reply.waited === 'applied' ? 'durable here, applied on every secondary' : 'durable'} (data thread ${formatMilliseconds(reply.dataThreadUs / 1000)})`);

@@ -1,5 +1,6 @@
 /** attach and detach: a real handshake over a real socket, and a kernel that remembers what it was handed. */
-import { mkdirSync, readSync, symlinkSync, writeFileSync, writeSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { closeSync, mkdirSync, openSync, readSync, rmSync, symlinkSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import t from 'tap';
@@ -12,6 +13,7 @@ import { HANDSHAKE_ARENA_BYTES, shakeHands } from '../../src/cli/nbd/handshake.j
 import type { NbdConnectOptions, NbdDeviceSettings } from '../../src/io/netlink.js';
 import { RealIo } from '../../src/io/real.js';
 import { device, nodeStatus, operation } from '../control/fake-port.js';
+import { waitFor } from '../harness/process.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 import type { Cli, Result } from './harness.js';
 import { openCli, runCli } from './harness.js';
@@ -359,6 +361,28 @@ t.test('detach leaves a device alone that it cannot write back, unless forced', 
   t.strictSame(kernel.disconnected, []);
   t.match(await broken('detach', '/dev/nbd1', '--force'), { code: 0 });
   t.strictSame(kernel.disconnected, [1]);
+});
+
+t.test('detach says what it waits for, and what to do, while the device does not answer', async (t) => {
+  const { kernel, system, run, backend } = bench();
+  await run('attach', 'g/vol', '/dev/nbd1', '--server', at('good'));
+  backend(1, ID);
+  for (const json of [false, true]) {
+    // Opening it waits until somebody opens its other end, as a device waits for a new connection.
+    const fifo = join(system.paths.dev, 'nbd1');
+    rmSync(fifo);
+    t.equal(spawnSync('mkfifo', [fifo]).status, 0);
+    let err = '';
+    const detached = runCli(['detach', '/dev/nbd1', ...(json ? ['--json'] : [])], { attachSystem: system, err: (text) => void (err += text) });
+    await waitFor('the words', () => err !== '');
+    const words = json ? (JSON.parse(err) as { remark: string }).remark : err;
+    t.match(words, /waiting for the kernel to write back what it still holds for \/dev\/nbd1\. .*for the --dead-timeout that it was attached with/);
+    t.match(words, /lockstep attach --reconnect g\/vol \/dev\/nbd1 .*lockstep detach --force \/dev\/nbd1/);
+    t.strictSame(kernel.disconnected, []);
+    closeSync(openSync(fifo, 'w'));
+    t.match(await detached, { code: 2 });
+    t.match(err, /cannot write back what is cached for \/dev\/nbd1/, 'a pipe cannot be written back');
+  }
 });
 
 t.test('device names and identifiers', async (t) => {

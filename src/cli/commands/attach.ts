@@ -47,6 +47,8 @@ interface AttachOptions {
   readonly resize?: boolean;
 }
 
+/** What takes longer is explained. */
+const SOON_MS = 500;
 const MIN_BLOCK_BYTES = 512;
 const MAX_BLOCK_BYTES = 4096;
 
@@ -123,12 +125,31 @@ async function detach(context: Context, options: { force?: boolean }, words: str
     const index = deviceIndex(words) ?? attachedAs(system, words);
     const state = kernel.status(index).find((one) => one.index === index);
     if (state === undefined || !state.connected) throw new OperatorError('nbd/not-attached', `${devicePath(index)} is not attached`);
-    if (options.force !== true) flushUnused(system.paths, index);
+    if (options.force !== true) await unlessItWaits(flushUnused(system.paths, index), () => context.remark(writingBack(system, index)));
     kernel.disconnect(index);
     context.print({ device: devicePath(index) }, () => `detached ${devicePath(index)}`);
   } finally {
     kernel.close();
   }
+}
+
+/** `work`; what it waits for is said when it is not done soon. */
+async function unlessItWaits(work: Promise<void>, say: () => void): Promise<void> {
+  const timer = setTimeout(say, SOON_MS);
+  try {
+    await work;
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** The kernel does not tell whether a connection lives. */
+function writingBack(system: AttachSystem, index: number): string {
+  const name = devicePath(index);
+  const what = attachedExport(backendOf(system.paths, index));
+  return `waiting for the kernel to write back what it still holds for ${name}. If nothing is being written, its connection has died, and it waits for a new one `
+    + `for the --dead-timeout that it was attached with (300 s by default). From another terminal: lockstep attach --reconnect ${what ?? 'GROUP/DEVICE'} ${name} gives it one; `
+    + `lockstep detach --force ${name} gives up what is not written`;
 }
 
 function indexArgument(words: string): number {

@@ -6,7 +6,9 @@
  * netlink, commands.
  */
 
-import { closeSync, constants, fsyncSync, openSync, readFileSync, readdirSync } from 'node:fs';
+import { constants, readFileSync, readdirSync } from 'node:fs';
+import { open } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { OperatorError } from '../../base/errors.js';
 
@@ -74,12 +76,14 @@ export function backends(paths: DevicePaths): { index: number; backend: string }
  * Makes sure that nothing uses the device, and writes back what the kernel
  * still holds for it. Throws OperatorError `nbd/busy`, `nbd/dirty`. The open
  * with O_EXCL fails for mounted, swapped-to or otherwise claimed devices.
+ * While the device's connection is dead this waits for a new one, as long as
+ * the device was told to, hence not on the main thread.
  */
-export function flushUnused(paths: DevicePaths, index: number): void {
+export async function flushUnused(paths: DevicePaths, index: number): Promise<void> {
   const name = devicePath(index);
-  let fd: number;
+  let file: FileHandle;
   try {
-    fd = openSync(join(paths.dev, `nbd${index}`), constants.O_RDONLY | constants.O_EXCL);
+    file = await open(join(paths.dev, `nbd${index}`), constants.O_RDONLY | constants.O_EXCL);
   } catch (error) {
     switch ((error as NodeJS.ErrnoException).code) {
       case 'EBUSY': throw new OperatorError('nbd/busy', `${name} is in use (mounted, or part of another device): unmount it first, or cut it off with --force`);
@@ -89,11 +93,11 @@ export function flushUnused(paths: DevicePaths, index: number): void {
     }
   }
   try {
-    fsyncSync(fd);
+    await file.sync();
   } catch (error) {
     throw new OperatorError('nbd/dirty', `cannot write back what is cached for ${name} (${(error as Error).message}); detach it all the same with --force`);
   } finally {
-    closeSync(fd);
+    await file.close();
   }
 }
 
