@@ -334,6 +334,30 @@ t.test('an operation with --force names the devices of this machine that it take
   t.match(await cli.run('restore', 'g/vol', '@mon', '--force'), { code: 0, err: /the operation is done; whether it broke what \/dev\/nbd0, \/dev\/nbd1, \/dev\/nbd2 had attached is not known: / });
 });
 
+t.test('seal and adopt with --force name the devices of this machine, and the connections, that they cut off', async (t) => {
+  const { system, backend } = sized();
+  backend(1, 'lockstep:g/vol~try 5f:2147483648 local:700');
+  backend(2, 'lockstep:g/web 5f:4 ab:4096');
+  const cli = await openCli(t, { attachSystem: system });
+  const local = device({ id: 2_147_483_648, name: 'vol~try', kind: 'local', continuity: 'local:700', clients: 2 });
+  let devices = [local, device({ id: 4, name: 'web', continuity: 'ab:4096' })];
+  cli.port.answers.devices = () => ({ group: 'g', lsn: 1, devices });
+  const words = '2 NBD connections were closed: what their clients had not written yet is not in g/vol~try\n'
+    + '/dev/nbd1 was attached to g/vol~try: what its kernel has not written back never will be. Unmount what is on it, then: lockstep detach --force /dev/nbd1; lockstep attach g/vol~try /dev/nbd1';
+  t.match(await cli.run('seal', 'g/vol~try', '--force'), { code: 0, out: /^sealed g\/vol~try/, err: `lockstep: ${words}\n` });
+  t.strictSame(JSON.parse((await cli.run('--json', 'seal', 'g/vol~try', '--force')).err), { remark: words });
+  t.match(await cli.run('seal', 'g/vol~try'), { code: 0, err: '' }, 'without it nobody was connected');
+  devices = [{ ...local, seal: { digest: 'ab'.repeat(16) } }, devices[1]];
+  t.match(await cli.run('seal', 'g/vol~try', '--force'), { code: 0, err: '' }, 'it was sealed before');
+  const adopted = device({ id: 9, name: 'vol@try', kind: 'snapshot', parent: 1, continuity: 'ab:12288' });
+  cli.port.answers.adopt = () => {
+    devices = [adopted, devices[1]];
+    return operation({ device: adopted, devices: [adopted] });
+  };
+  t.equal((await cli.run('adopt', 'g/vol~try', '--force')).err,
+    'lockstep: /dev/nbd1 is attached to g/vol~try, which is g/vol@try now: it answers from its cache, or not at all. Unmount what is on it, then: lockstep detach --force /dev/nbd1; lockstep attach g/vol@try /dev/nbd1\n');
+});
+
 t.test('detach finds the device by its path or by what is attached to it', async (t) => {
   const { kernel, run, backend } = bench();
   t.match(await run('detach', '/dev/nbd1'), { code: 2, err: /nbd1 is not attached/ });

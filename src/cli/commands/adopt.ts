@@ -14,6 +14,7 @@ import type { SealReply } from '../../control/schema/replies.js';
 import { deviceArgument } from '../context.js';
 import type { Context } from '../context.js';
 import { serverAddress } from '../nbd/server.js';
+import { forcing, sealing } from '../nbd/stale-devices.js';
 import { waitOptions, waits } from '../operands.js';
 import type { ForceOption, WaitOptions } from '../operands.js';
 import type { Register } from '../register.js';
@@ -48,7 +49,10 @@ async function seal(context: Context, options: ForceOption & { undo?: boolean },
     const reply = await context.client.seal(group, { device, undo: true });
     return context.print(reply, () => `unsealed ${name}: it can be written to`);
   }
-  const sealed = await context.client.seal(group, { device, force: options.force === true });
+  const force = options.force === true;
+  const { reply: sealed, notice } = await sealing(context, group, device, force, () => context.client.seal(group, { device, force }));
+  // At once: the digest may take its time.
+  if (notice !== null) context.remark(notice);
   const reply = sealed.digest !== null ? sealed : await context.client.seal(group, { device, known: { digest: await digestOf(context, name, sealed), sealedLsn: sealed.sealedLsn } });
   context.print(reply, () => `sealed ${name}: ${formatSize(reply.device.sizeBytes)}, content digest ${reply.digest}`);
 }
@@ -74,6 +78,7 @@ async function digestOf(context: Context, name: string, sealed: SealReply): Prom
 async function adopt(context: Context, options: WaitOptions & ForceOption & { as?: string }, name: string): Promise<void> {
   const { group, device, local } = localArgument(name);
   const asked = waits(options);
-  const reply = await context.client.adopt(group, { local: device, name: options.as ?? local, force: options.force === true, ...asked });
+  const force = options.force === true;
+  const reply = await forcing(context, group, force, () => context.client.adopt(group, { local: device, name: options.as ?? local, force, ...asked }), device);
   context.printOperation(reply, `adopted ${name} as ${group}/${reply.device?.name ?? ''}`, asked);
 }
