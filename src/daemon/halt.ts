@@ -99,7 +99,7 @@ export function whileHalted(reactor: Reactor, group: Group, links: Links, second
         // The links end their wait now, and say who is behind.
         return;
       case 'work':
-        releasing.failed(notDrained(`what it needs of the maps was not read within ${seconds} s`));
+        releasing.failed(notDrained(`it could not be begun within ${seconds} s`));
         return;
       case 'appended':
         group.log.warn(`an operation with --halt was appended, and has not come to its end after ${seconds} s: the writers go on`);

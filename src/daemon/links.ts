@@ -10,6 +10,7 @@ import type { Config } from '../config/schema.js';
 import type { LinkDropReply, LinkEntry } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import type { Reactor } from '../io/reactor.js';
+import type { Objection, Question } from '../replication/asking.js';
 import { GroupLinks } from '../replication/links.js';
 import { LinkListener } from '../replication/listener.js';
 import { DEFAULT_LINK_OPTIONS } from '../replication/options.js';
@@ -68,6 +69,14 @@ export class Links {
     const links = this.byGroup.get(group);
     if (links !== undefined) return links.whenApplied(lsn, limitUs, done);
     done(null);
+    return () => undefined;
+  }
+
+  /** GroupLinks.ask. */
+  ask(group: string, question: Question, limitUs: number, done: (objections: Objection[]) => void): () => void {
+    const links = this.byGroup.get(group);
+    if (links !== undefined) return links.ask(question, limitUs, done);
+    done([]);
     return () => undefined;
   }
 

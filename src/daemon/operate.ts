@@ -6,10 +6,10 @@
  * Must not know: HTTP, what an operation does to maps.
  */
 
-import { unreachable } from '../base/assert.js';
+import { assert, unreachable } from '../base/assert.js';
 import { callerGone } from '../base/caller.js';
 import { OperatorError } from '../base/errors.js';
-import type { OperationRequest, Waiting } from '../control/port.js';
+import type { AdoptRequest, OperationRequest, Waiting } from '../control/port.js';
 import type { OperationReply } from '../control/schema/replies.js';
 import { planAdopt } from '../group/operations/adopt.js';
 import type { Group } from '../group/group.js';
@@ -20,7 +20,8 @@ import { preload } from '../group/operations/preload.js';
 import { devicesOf } from '../group/tree/record.js';
 import type { Operation } from '../group/tree/record.js';
 import type { Reactor } from '../io/reactor.js';
-import type { Answer } from './answer.js';
+import type { Objection } from '../replication/asking.js';
+import type { Answer, EndingAnswer } from './answer.js';
 import { endingOnce } from './answer.js';
 import type { Pace } from './halt.js';
 import { refuseWhileHalted, whileHalted } from './halt.js';
@@ -29,6 +30,8 @@ import { deviceEntry } from './status.js';
 
 /** Longest that writers may be held. */
 const MAX_HALT_SECONDS = 600;
+/** How long a secondary may take to say whether it could execute something; a link that is dead has ended before (replication/options.ts). */
+const ASK_US = 15_000_000;
 /** Map nodes loaded for one end of a range: a leaf, its base, and the way down to it. */
 const LOADS_PER_END = 16;
 
@@ -44,22 +47,45 @@ export function operate(reactor: Reactor, group: Group, links: Links, request: O
   whileHalted(reactor, group, links, request.waitSeconds, answer, (inner, pace) => prepare(group, links, { ...request, wait: 'applied' }, pace, inner));
 }
 
-/** Judged afresh in the step that appends: the state may have changed while maps were loaded. */
+/** Judged afresh in the step that appends: the state may have changed while maps were loaded, or peers asked. */
 function prepare(group: Group, links: Links, request: OperationRequest, pace: Pace, answer: Answer): void {
+  if (request.op === 'adopt') {
+    const once = endingOnce(answer);
+    askPeers(group, links, request, once, (error) => goOn(group, links, request, pace, once, error));
+    return;
+  }
   const ends = endsToLoad(group, request);
   if (ends === 0) {
     carryOut(group, links, request, pace, answer);
     return;
   }
-  preload(group.content, () => nodeNeeded(group, request), ends * LOADS_PER_END, (error) => {
-    try {
-      if (error !== undefined) throw error;
-      if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
-      carryOut(group, links, request, pace, answer);
-    } catch (failure) {
-      answer.failed(failure);
-    }
-  });
+  preload(group.content, () => nodeNeeded(group, request), ends * LOADS_PER_END, (error) => goOn(group, links, request, pace, answer, error));
+}
+
+/** Carries out what was prepared; `error`: why it cannot be. */
+function goOn(group: Group, links: Links, request: OperationRequest, pace: Pace, answer: Answer, error: Error | undefined): void {
+  try {
+    if (error !== undefined) throw error;
+    if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
+    carryOut(group, links, request, pace, answer);
+  } catch (failure) {
+    answer.failed(failure);
+  }
+}
+
+/** A secondary that cannot execute an adoption stops applying: asks those that are connected, and has the rest find out. */
+function askPeers(group: Group, links: Links, request: AdoptRequest, answer: EndingAnswer, done: (error: OperatorError | undefined) => void): void {
+  const { operation } = planFor(group, request);
+  assert(operation.op === 'adopt', 'what was asked for is planned');
+  const { local, digest, sizeBytes } = operation;
+  answer.alsoEnd(links.ask(group.name, { adopt: { local, digest, sizeBytes } }, ASK_US, (objections) => {
+    done(objections.length === 0 ? undefined : new OperatorError('adopt/not-ready', `nothing was done, for a secondary would stop applying: ${objections.map((one) => objectionWords(`${group.name}/${local}`, digest, one)).join('; ')}`));
+  }));
+}
+
+function objectionWords(local: string, digest: string, { peer, lack }: Objection): string {
+  if (lack === undefined) return `node ${peer} has not said within ${ASK_US / 1e6} s whether it can adopt ${local}; try again, or see what its link says (lockstep link status)`;
+  return `${local} has content digest ${digest} here, and on node ${peer} ${lack}; make it equal there (lockstep reconcile), run on node ${peer}: lockstep seal ${local}, and adopt it again`;
 }
 
 /** Places of maps that the request depends on; throws OperatorError when it is refused whatever is there. */

@@ -216,6 +216,10 @@ export class Group implements ReplicatedGroup {
 
   get applyProblem(): string | undefined { return this.opened?.applyProblem; }
 
+  adoptLack(adopt: Parameters<ReplicatedGroup['adoptLack']>[0]): string | undefined {
+    return this.opened === undefined ? 'there is nothing yet' : this.opened.local.adoption.lack(adopt);
+  }
+
   get stableLsn(): number {
     const own = this.opened?.journal.stableLsn ?? 0;
     return this.role === 'secondary' ? Math.min(own, Math.max(this.follower.primaryDurableLsn, this.opened?.floorLsn ?? 0)) : own;

@@ -52,6 +52,8 @@ export interface ReplicatedGroup {
   readonly applyProblem: string | undefined;
   /** Nothing below can be undone any more (DESIGN §5). */
   readonly stableLsn: number;
+  /** What this node lacks to execute `adopt` of this local snapshot now, the end of a sentence that begins "on this node"; undefined: nothing. */
+  adoptLack(adopt: { readonly local: string; readonly digest: string; readonly sizeBytes: number }): string | undefined;
 
   // ---- receiving side ----
   /** A secondary that has nothing takes the identity of the group that it will follow. */

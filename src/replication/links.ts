@@ -12,6 +12,8 @@ import type { ReplicatedGroup } from '../group/replica.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
 import { batch } from '../journal/format.js';
+import { askAll } from './asking.js';
+import type { Objection, Question } from './asking.js';
 import { LagClock } from './lag.js';
 import { OutgoingLink } from './link.js';
 import type { LinkHost, PeerConfig } from './link.js';
@@ -125,6 +127,14 @@ export class GroupLinks implements LinkHost {
 
   secondsSince(lsn: number): number {
     return this.lag.secondsSince(lsn, this.reactor.io.wallMs());
+  }
+
+  // ---- asking ------------------------------------------------------------------------------------------------
+
+  /** askAll of every peer that is being shipped to now. */
+  ask(question: Question, limitUs: number, done: (objections: Objection[]) => void): () => void {
+    const peers = this.links.flatMap(({ peer, outgoing }) => (outgoing?.phase === 'shipping' ? [{ peer, questions: outgoing.questions }] : []));
+    return askAll(this.reactor, peers, question, limitUs, done);
   }
 
   // ---- waiting for `applied` ----------------------------------------------------------------------------------

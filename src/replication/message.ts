@@ -17,7 +17,7 @@
  * Bodies:
  *
  *   hello challenge proof reject     msgpack map
- *   position plan goodbye state      msgpack map, then 32 bytes HMAC-SHA256 (hello.ts)
+ *   position plan goodbye state ask answer   msgpack map, then 32 bytes HMAC-SHA256 (hello.ts)
  *   fetched                          the HMAC only
  *   heartbeat                        nothing
  *   batch                            used batch header and entries, then the payloads without padding (journal/format.ts)
@@ -33,7 +33,7 @@ import { Packr } from 'msgpackr';
 import { z } from 'zod';
 import { assert } from '../base/assert.js';
 import { PeerError } from '../base/errors.js';
-import { NAME_PATTERN } from '../base/names.js';
+import { isLocalName, NAME_PATTERN } from '../base/names.js';
 import { getU64, putU64 } from '../base/words.js';
 import type { EpochEntry } from '../group/tree/epochs.js';
 import { MAX_BATCH_PAYLOAD, MAX_BATCH_RECORDS, usedHeaderBytes } from '../journal/format.js';
@@ -50,9 +50,10 @@ export const FrameType = {
   hello: 1, challenge: 2, proof: 3, reject: 4,
   position: 5, plan: 6, goodbye: 7, state: 8, fetched: 9,
   heartbeat: 10, batch: 11, ack: 12,
+  ask: 13, answer: 14,
 } as const;
 export type FrameType = (typeof FrameType)[keyof typeof FrameType];
-const LAST_TYPE = FrameType.ack;
+const LAST_TYPE = FrameType.answer;
 
 /** Longest body of each type, in bytes; what is longer closes the connection before it is received. */
 const MAX_BODY_BYTES: readonly number[] = (() => {
@@ -68,12 +69,14 @@ const MAX_BODY_BYTES: readonly number[] = (() => {
   limits[FrameType.fetched] = MAC_BYTES;
   limits[FrameType.batch] = usedHeaderBytes(MAX_BATCH_RECORDS) + MAX_BATCH_PAYLOAD;
   limits[FrameType.ack] = ACK_BYTES;
+  limits[FrameType.ask] = 1024;
+  limits[FrameType.answer] = 4096;
   return limits;
 })();
 
 /** Types whose body ends in a MAC. */
 export function carriesMac(type: number): boolean {
-  return type >= FrameType.position && type <= FrameType.fetched;
+  return (type >= FrameType.position && type <= FrameType.fetched) || type >= FrameType.ask;
 }
 
 const TYPE_NAMES = new Map<number, string>(Object.entries(FrameType).map(([name, type]) => [type, name]));
@@ -180,6 +183,7 @@ export const LsnField = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEG
 export const Word = z.number().int().nonnegative().max(0xffffffff);
 export const Id = z.string().regex(/^[0-9a-f]{32}$/);
 export const Name = z.string().regex(NAME_PATTERN);
+const LocalName = z.string().refine(isLocalName);
 function exactly(count: number): z.ZodType<Uint8Array> {
   return z.custom<Uint8Array>((value) => value instanceof Uint8Array && value.length === count);
 }
@@ -228,6 +232,10 @@ export const messages = {
   ]),
   goodbye: z.strictObject({ code: Code, message: Sentence }),
   state: z.strictObject({ kept: z.string().max(MAX_KEPT).nullable() }),
+  /** To a follower: could it execute this now? `local`: VOLUME~NAME. */
+  ask: z.strictObject({ number: Word, adopt: z.strictObject({ local: LocalName, digest: Id, sizeBytes: LsnField }) }),
+  /** What it lacks; null = nothing. */
+  answer: z.strictObject({ number: Word, lack: Sentence.nullable() }),
 } as const;
 
 export type MessageName = keyof typeof messages;

@@ -79,7 +79,7 @@ function follow(session: Listener, plan: Extract<Message<'plan'>, { kind: 'strea
   session.claimReceiving();
   if (group.groupId === undefined) adopt(session, session.peerView!.groupId!);
   session.phase = 'applying';
-  session.connection.allow(Type.batch, Type.goodbye, Type.heartbeat);
+  session.connection.allow(Type.batch, Type.ask, Type.goodbye, Type.heartbeat);
   session.receive('follow');
   session.applier?.acknowledge(true);
 }

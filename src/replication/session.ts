@@ -14,6 +14,7 @@ import type { ReplicatedGroup } from '../group/replica.js';
 import type { Reactor } from '../io/reactor.js';
 import type { TimerId } from '../io/timers.js';
 import { Applier } from './applier.js';
+import { answerOf, Questions } from './asking.js';
 import { Connection } from './connection.js';
 import type { FrameHandler } from './connection.js';
 import { choose } from './choose.js';
@@ -80,6 +81,8 @@ export class LinkSession implements FrameHandler {
   readonly acked = { received: 0, durable: 0, applied: 0, flags: 0 };
   /** Why the peer does not apply; undefined when it does. */
   peerKept: string | undefined;
+  /** Of a primary that ships: what its peer was asked and has not answered. */
+  readonly questions = new Questions((message) => this.say('ask', message));
   fetchUpTo = 0;
   /** While recovering: the group was told that this peer has nothing more. */
   wasAsked = false;
@@ -175,6 +178,12 @@ export class LinkSession implements FrameHandler {
         this.peerKept = kept === null ? undefined : cleanSentence(kept, MAX_KEPT);
         return true;
       }
+      case Type.ask:
+        this.say('answer', answerOf(this.group, this.read('ask', at, bytes)));
+        return true;
+      case Type.answer:
+        this.questions.answered(this.read('answer', at, bytes));
+        return true;
       case Type.goodbye: {
         const { code, message } = this.read('goodbye', at, bytes);
         this.finish(new PeerError(code, `node ${this.link.peer} says: ${cleanSentence(message)}`));
@@ -306,7 +315,7 @@ export class LinkSession implements FrameHandler {
 
   ship(from: number): void {
     this.phase = 'shipping';
-    this.connection.allow(Type.ack, Type.state, Type.goodbye, Type.heartbeat);
+    this.connection.allow(Type.ack, Type.state, Type.answer, Type.goodbye, Type.heartbeat);
     this.connection.setBuffers(this.options.socketBytes);
     const boundary = boundaryAt(this.reactor, this.group, from);
     this.acked.received = from;
@@ -447,6 +456,7 @@ export class LinkSession implements FrameHandler {
     } else if (this.begin.kind === 'listener') {
       this.begin.onStranger(error, this.begin.hello.claim, this.shown);
     }
+    this.questions.end();
   }
 
   /** Whether the end was a refusal. */

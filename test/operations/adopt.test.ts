@@ -114,13 +114,18 @@ t.test('what a seal refuses, and how it is taken back', async (t) => {
   await primary.control.remove('g', 'web~mine');
 });
 
-t.test('a secondary whose copy is another one stops applying and says why on both nodes; made equal, it goes on', async (t) => {
+t.test('an adoption that the connected secondary could not execute is refused; one that was away stops applying and says why on both nodes; made equal, it goes on', async (t) => {
   await localPair('web', 'odd');
   await withDevice(secondary, 'web~odd', (client) => fill(client, 9, 1, 'x'));
   const here = await primary.command<SealReply>('seal', 'g/web~odd');
   const there = await secondary.command<SealReply>('seal', 'g/web~odd');
   t.not(here.digest, there.digest);
+  const refused = await primary.lockstep('adopt', 'g/web~odd');
+  t.match(refused, { code: 2, stderr: `g/web~odd has content digest ${here.digest} here, and on node ${secondary.name} it has content digest ${there.digest}; make it equal there (lockstep reconcile)` });
+  t.strictSame((await secondary.group('g')).errors, []);
+  await secondary.stop();
   const { lsn } = await primary.control.adopt('g', { local: 'web~odd', name: 'odd' });
+  await secondary.start();
   const words = new RegExp(`the marker "adopt" at LSN ${lsn} cannot be executed: it adopts local snapshot web~odd with content digest ${here.digest}, and on this node it has content digest ${there.digest}`);
   await waitFor('the secondary stops applying', async () => (await secondary.group('g')).errors.some((error) => words.test(error)));
   await waitFor('the primary tells it', async () => words.test((await primary.group('g')).links[0].reason));
@@ -142,6 +147,8 @@ t.test('a secondary whose copy is another one stops applying and says why on bot
 t.test('a secondary without a local snapshot of that name stops applying', async () => {
   await primary.control.snapshot('g', { source: 'web', name: 'alone', local: true });
   await primary.command('seal', 'g/web~alone');
+  await secondary.stop();
   const { lsn } = await primary.control.adopt('g', { local: 'web~alone', name: 'alone' });
-  await waitFor('the secondary stops applying', async () => (await secondary.group('g')).errors.some((error) => error.includes(`the marker "adopt" at LSN ${lsn} cannot be executed`) && error.includes('this node has no local snapshot of that name')));
+  await secondary.start();
+  await waitFor('the secondary stops applying', async () => (await secondary.group('g')).errors.some((error) => error.includes(`the marker "adopt" at LSN ${lsn} cannot be executed`) && error.includes('on this node there is no local snapshot of that name')));
 });

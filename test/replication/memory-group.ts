@@ -51,6 +51,8 @@ export class MemoryGroup implements ReplicatedGroup {
   rewinds = 0;
   primaryDurable = 0;
   applyProblem: string | undefined;
+  /** What it answers to a primary that asks. */
+  lacks: string | undefined;
   /** A stable LSN that the test dictates. */
   stableAtLeast = 0;
   /** Answers `receive` instead of the group, if it returns something. */
@@ -207,6 +209,10 @@ export class MemoryGroup implements ReplicatedGroup {
   }
 
   // ---- ReplicatedGroup ------------------------------------------------------------------------------
+
+  adoptLack(): string | undefined {
+    return this.lacks;
+  }
 
   adoptGroupId(groupId: string): void {
     assert(this.opened === undefined, 'a group takes an identity once');

@@ -5,6 +5,8 @@
  */
 import t from 'tap';
 import type { Test } from 'tap';
+import { Caller } from '../../src/base/caller.js';
+import type { GroupLinks } from '../../src/replication/links.js';
 import { adoptable } from '../model/devices.js';
 import { adoptableDigest } from './adoption.js';
 import { GROUP } from './cluster.js';
@@ -22,6 +24,11 @@ interface Both {
   /** Local devices of the primary. */
   readonly here: LocalDevices;
   readonly digest: string;
+}
+
+/** Its answer to whoever asks whether it could adopt is yes, and what the marker meets is another matter. */
+function changesItsMind(host: SimHost): void {
+  host.group.adoptLack = () => undefined;
 }
 
 function seal(pair: Pair, host: SimHost, digest: string): void {
@@ -149,6 +156,7 @@ t.test('a secondary whose copy is being written when the marker comes stops appl
   const { pair, digest } = run;
   const { a, b, locals } = pair;
   const writes = [3, 4, 5].map((block) => locals.change('v~x', block * BLOCK, BLOCK, new Uint8Array(BLOCK).fill(7)));
+  changesItsMind(b);
   const outcome = a.command({ ...ADOPT, ...WAIT });
   pair.run(() => outcome.ended && b.group.position.lsn === a.group.position.lsn);
   t.equal(outcome.error, undefined);
@@ -175,6 +183,7 @@ t.test('a seal that is not settled when the marker comes does not count; it is e
   const { settle } = log;
   log.settle = () => undefined;
   const sealing = b.command({ ...request, known: { digest, sealedLsn } });
+  changesItsMind(b);
   const outcome = a.command({ ...ADOPT, ...WAIT });
   pair.run(() => outcome.ended && b.group.position.lsn === a.group.position.lsn);
   t.match(b.group.content.applyProblem, /on this node it is not sealed/);
@@ -184,6 +193,59 @@ t.test('a seal that is not settled when the marker comes does not count; it is e
   pair.run(() => sealing.ended);
   t.equal(sealing.error, undefined);
   restart(run, b, 'kill');
+  adopted(t, b);
+});
+
+t.test('an adoption that the secondary could not execute is refused before it is appended, and what to do is said', async (t) => {
+  const run = both(t, false);
+  const { pair, digest } = run;
+  const { a, b, locals } = pair;
+  const refused = (words: RegExp): void => {
+    const { lsn } = a.group.position;
+    const outcome = a.command({ ...ADOPT, ...WAIT });
+    pair.run(() => outcome.ended);
+    t.match(outcome.error, { code: 'adopt/not-ready', message: /^nothing was done, for a secondary would stop applying: / });
+    t.match((outcome.error as Error).message, words);
+    t.equal(a.group.position.lsn, lsn, 'nothing was appended');
+    t.ok(a.group.local!.tree.find('v~x'), 'it is still there');
+  };
+  refused(new RegExp(`g/v~x has content digest ${digest} here, and on node b it is not sealed; make it equal there \\(lockstep reconcile\\), run on node b: lockstep seal g/v~x, and adopt it again`));
+  seal(pair, b, '0'.repeat(32));
+  refused(new RegExp(`on node b it has content digest ${'0'.repeat(32)};`));
+  locals.remove('v~x');
+  pair.run(() => b.group.local!.tree.find('v~x') === undefined);
+  refused(/on node b there is no local snapshot of that name;/);
+  t.equal(b.group.content.applyProblem, undefined);
+  pair.order(a, { op: 'snapshot', group: GROUP, source: 'v', name: 'after', wait: 'applied', waitSeconds: 10 });
+});
+
+t.test('an adoption waits for the answer of a secondary that is connected, and for none of one that is away', async (t) => {
+  const run = both(t);
+  const { pair } = run;
+  const { a, b } = pair;
+  const { lsn } = a.group.position;
+  const { questions } = (a.path!.links as unknown as { byGroup: Map<string, GroupLinks> }).byGroup.get(GROUP)!.links[0].outgoing!;
+  const { answered } = questions;
+  questions.answered = () => undefined;
+  const unanswered = a.command({ ...ADOPT, ...WAIT });
+  pair.run(() => unanswered.ended);
+  t.match(unanswered.error, { code: 'adopt/not-ready', message: /node b has not said within 15 s whether it can adopt g\/v~x; try again, or see what its link says/ });
+  questions.answered = answered;
+  const caller = new Caller();
+  const left = a.command({ ...ADOPT, ...WAIT }, caller);
+  const timers = a.reactor!.timerCount;
+  a.node.attempt(() => caller.leave());
+  t.match(left.error, { code: 'control/gone' });
+  t.ok(a.reactor!.timerCount < timers, 'nobody waits for the answer any more');
+  pair.run(() => (questions as unknown as { open: Map<number, unknown> }).open.size === 0);
+  t.equal(a.group.position.lsn, lsn, 'nothing was appended');
+  const asked = a.command({ ...ADOPT, ...WAIT });
+  b.crash('kill');
+  pair.run(() => asked.ended);
+  t.equal(asked.error, undefined, 'it went while it was asked');
+  b.start();
+  pair.run(() => pair.caughtUp);
+  adopted(t, a);
   adopted(t, b);
 });
 

@@ -24,7 +24,7 @@
  */
 
 import { assert } from '../../base/assert.js';
-import { LOCAL_STAMPS } from '../../base/units.js';
+import { formatSize, LOCAL_STAMPS } from '../../base/units.js';
 import type { Store } from '../../store/store.js';
 import type { LocalJournal } from './journal.js';
 import type { LocalDevice, LocalTree } from './tree.js';
@@ -52,15 +52,19 @@ export class Adoption {
 
   /** Why this node cannot execute the effect, a sentence fragment; undefined when it can. */
   problem(effect: AdoptEffect): string | undefined {
-    const { local: name, digest, sizeBytes } = effect;
-    const asked = `it adopts local snapshot ${name} with content digest ${digest}`;
-    const remedy = `make it equal (lockstep reconcile), seal it and restart the daemon of this node, or build this node anew`;
+    const lack = this.lack(effect);
+    if (lack === undefined) return undefined;
+    return `it adopts local snapshot ${effect.local} with content digest ${effect.digest}, and on this node ${lack}; make it equal (lockstep reconcile), seal it and restart the daemon of this node, or build this node anew`;
+  }
+
+  /** What is missing for it here: the end of a sentence that begins "on this node"; undefined when nothing is. */
+  lack({ local: name, digest, sizeBytes }: Pick<AdoptEffect, 'local' | 'digest' | 'sizeBytes'>): string | undefined {
     const device = this.host.tree.find(name);
-    if (device === undefined) return `${asked}, and this node has no local snapshot of that name; ${remedy}`;
+    if (device === undefined) return 'there is no local snapshot of that name';
     const found = sealedDigest(device, this.host.log.settledLsn);
-    if (found === undefined) return `${asked}, and on this node it is not sealed; ${remedy}`;
-    if (found !== digest || device.sizeBytes !== sizeBytes) return `${asked}, and on this node it has content digest ${found}; ${remedy}`;
-    return undefined;
+    if (found === undefined) return 'it is not sealed';
+    if (device.sizeBytes !== sizeBytes) return `it has ${formatSize(device.sizeBytes)}, and not ${formatSize(sizeBytes)}`;
+    return found === digest ? undefined : `it has content digest ${found}`;
   }
 
   /** The effect, at group LSN `lsn`; `problem` was asked. Throws IoError when the local journal fails. */
