@@ -73,7 +73,7 @@ export class Links {
   }
 
   /** GroupLinks.ask. */
-  ask(group: string, question: Question, limitUs: number, done: (objections: Objection[]) => void): () => void {
+  ask(group: string, question: Question, limitUs: number, done: (objections: Objection[] | undefined) => void): () => void {
     const links = this.byGroup.get(group);
     if (links !== undefined) return links.ask(question, limitUs, done);
     done([]);

@@ -79,7 +79,8 @@ function askPeers(group: Group, links: Links, request: AdoptRequest, answer: End
   assert(operation.op === 'adopt', 'what was asked for is planned');
   const { local, digest, sizeBytes } = operation;
   answer.alsoEnd(links.ask(group.name, { adopt: { local, digest, sizeBytes } }, ASK_US, (objections) => {
-    done(objections.length === 0 ? undefined : new OperatorError('adopt/not-ready', `nothing was done, for a secondary would stop applying: ${objections.map((one) => objectionWords(`${group.name}/${local}`, digest, one)).join('; ')}`));
+    if (objections === undefined) done(new OperatorError('group/stopped', 'nothing was done: the daemon is shutting down'));
+    else done(objections.length === 0 ? undefined : new OperatorError('adopt/not-ready', `nothing was done, for a secondary would stop applying: ${objections.map((one) => objectionWords(`${group.name}/${local}`, digest, one)).join('; ')}`));
   }));
 }
 

@@ -131,10 +131,10 @@ export class GroupLinks implements LinkHost {
 
   // ---- asking ------------------------------------------------------------------------------------------------
 
-  /** askAll of every peer that is being shipped to now. */
-  ask(question: Question, limitUs: number, done: (objections: Objection[]) => void): () => void {
+  /** askAll of every peer that is being shipped to now. `done(undefined)`: the links were closed meanwhile, which is no answer. */
+  ask(question: Question, limitUs: number, done: (objections: Objection[] | undefined) => void): () => void {
     const peers = this.links.flatMap(({ peer, outgoing }) => (outgoing?.phase === 'shipping' ? [{ peer, questions: outgoing.questions }] : []));
-    return askAll(this.reactor, peers, question, limitUs, done);
+    return askAll(this.reactor, peers, question, limitUs, (objections) => done(this.closed ? undefined : objections));
   }
 
   // ---- waiting for `applied` ----------------------------------------------------------------------------------

@@ -104,10 +104,16 @@ export class AdoptRun {
     for (const side of this.both) this.sealed(side, digest);
     if (this.kind === 'faults') for (const side of this.random.pick([[this.a], [this.b], [this.a, this.b]])) side.arm(this.random.pick(['append', 'append', 'fdatasync of the journal', undefined]));
     const adoption = this.adopt(name);
+    const { path } = this.a.host;
     this.pass(this.random.unit() * this.random.pick([50, 2_000, 30_000]));
     if (this.random.chance(this.kind === 'faults' ? 0.4 : 0.8)) this.crashSome();
     this.mend();
     this.catchUp();
+    if (this.a.host.path === path) {
+      // The secondary may still be asked.
+      this.advance(() => adoption.ended);
+      this.catchUp();
+    }
     if (adoption.error !== undefined && !(adoption.error instanceof OperatorError) && !(this.kind === 'faults' && adoption.error instanceof IoError)) throw adoption.error as Error;
     if (!this.isAdopted(name)) {
       if (adoption.reply !== undefined) throw new Error('the adoption was answered and is gone');
