@@ -67,9 +67,19 @@ t.test('a group snapshot is one set: made, restored, refreshed, renamed and remo
   t.ok(made.devices.length >= 2 && made.devices.every((device) => device.set === 'set' && device.creationLsn === made.lsn), 'all at one LSN');
   await withDevice(primary, 'u', (client) => fill(client, 0, 2, 'x'));
   await withDevice(primary, 'v', (client) => fill(client, 2, 2, 'y'));
-  t.match(await refusal(control.refresh('g', { target: 'u@set' })), /^device\/in-set: .*g\/@set/);
-  t.match(await refusal(control.remove('g', 'u@set')), /^device\/in-set/);
-  t.match(await refusal(control.rename('g', { device: 'u@set', name: 'other' })), /^device\/in-set/);
+  await control.snapshot('g', { source: 'u', name: 'lone' });
+  t.match(await refusal(control.refresh('g', { target: 'u@set' })), /^device\/in-set: .* to refresh all of them: lockstep refresh g\/@set; --force refreshes this member alone/);
+  t.match(await refusal(control.remove('g', 'u@set')), /^device\/in-set: .* to remove all of them: lockstep remove g\/@set; --force removes this member alone/);
+  t.match(await refusal(control.rename('g', { device: 'u@set', name: 'other' })), /^device\/in-set: .* lockstep rename g\/@set other; --force renames this member alone/);
+  // Of these a set does something else (restore), or nothing.
+  for (const [asked, does] of [
+    [control.restore('g', { target: 'u@set', source: 'u@lone' }), 'restores'], [control.sync('g', { target: 'u@set', source: 'u@lone' }), 'syncs'], [control.resize('g', { device: 'u@set', size: 4096 }), 'shrinks'],
+  ] as const) {
+    const words = await refusal(asked);
+    t.match(words, new RegExp(`^device/in-set: g/u@set belongs to the group snapshot @set, whose members are of one point: --force ${does} this member alone`));
+    t.notMatch(words, 'g/@set');
+  }
+  await control.remove('g', 'u@lone');
   t.match(await refusal(control.snapshot('g', { source: null, name: 'set' })), /^set\/exists/);
   const held = await open(primary, 'v');
   t.match(await refusal(control.restore('g', { source: '@set' })), /^device\/busy: g\/v has 1 NBD client/);

@@ -69,11 +69,15 @@ function unprotected(judged: Judged, devices: readonly Device[]): void {
   throw new OperatorError('device/protected', `${name} is protected; if that is no longer wanted: lockstep unprotect ${name}`);
 }
 
-/** A member of a set that is changed by itself would no longer be of the same point as the others. */
-function alone(judged: Judged, device: Device, force: boolean): void {
+/**
+ * A member of a set that is changed by itself would no longer be of the same point as the others. `forced`: what
+ * --force does. `together`: the command, without the set, that does the same to all members; undefined where there is none.
+ */
+function alone(judged: Judged, device: Device, force: boolean, forced: string, together?: { readonly what: string; readonly command: string; readonly behind?: string }): void {
   if (device.set === '' || force) return;
-  throw new OperatorError('device/in-set',
-    `${spelled(judged, device)} belongs to the group snapshot @${device.set}: do it to ${judged.group}/@${device.set}, or use --force to do it to this member alone`);
+  const set = `${judged.group}/@${device.set}`;
+  const all = together === undefined ? '' : `to ${together.what} all of them: lockstep ${together.command} ${set}${together.behind ?? ''}; `;
+  throw new OperatorError('device/in-set', `${spelled(judged, device)} belongs to the group snapshot @${device.set}, whose members are of one point: ${all}--force ${forced}`);
 }
 
 /** Those of `devices` that have clients; refused unless they are to be disconnected. */
@@ -133,15 +137,19 @@ export function planRestore(judged: Judged, targetName: string | null, sourceNam
   const target = existing(judged, targetName);
   const source = existing(judged, sourceName);
   if (target === source) throw new OperatorError('device/same', `${spelled(judged, target)} cannot be restored from itself; name a snapshot to restore it from`);
-  if (target.kind === 'snapshot') alone(judged, target, force);
+  if (target.kind === 'snapshot') alone(judged, target, force, overwrites('restores'));
   related(judged, target, source, 'a restore');
   return planAssign(judged, 'restore', [{ target, source }], ranges, force);
+}
+
+function overwrites(does: string): string {
+  return `${does} this member alone, and disconnects its clients`;
 }
 
 /** A snapshot, or every member of a set, becomes what it was taken from is now. */
 export function planRefresh(judged: Judged, name: string, force: boolean): Plan {
   const members = named(judged, name);
-  if (parseSetName(name) === undefined) alone(judged, members[0], force);
+  if (parseSetName(name) === undefined) alone(judged, members[0], force, overwrites('refreshes'), { what: 'refresh', command: 'refresh' });
   const pairs = members.map((target) => {
     if (target.kind === 'volume') throw new OperatorError('device/not-snapshot', `${spelled(judged, target)} is a volume and was taken from nothing; to bring back an older state: lockstep restore`);
     return { target, source: judged.tree.get(target.parent)! };
@@ -156,7 +164,7 @@ export function planSync(judged: Judged, targetName: string, sourceName: string,
     if (device.kind === 'volume') throw new OperatorError('device/not-snapshot', `${spelled(judged, device)} is a volume, and sync is between two snapshots; use restore to change a volume, refresh to bring a snapshot up to date`);
   }
   if (target === source) throw new OperatorError('device/same', `${spelled(judged, target)} is what it is; name another snapshot to sync it to`);
-  alone(judged, target, force);
+  alone(judged, target, force, overwrites('syncs'));
   related(judged, target, source, 'a sync');
   return planAssign(judged, 'sync', [{ target, source }], ranges, force);
 }
@@ -192,7 +200,7 @@ export function planResize(judged: Judged, name: string, sizeBytes: number, forc
   fitsFile(words, sizeBytes, longestFile);
   const operation: Operation = { op: 'resize', device: device.id, sizeBytes };
   if (sizeBytes > device.sizeBytes) return { operation, disconnect: [] };
-  alone(judged, device, force);
+  alone(judged, device, force, 'shrinks this member alone, whatever lies behind its new end, and disconnects its clients');
   unprotected(judged, [device]);
   if (!force && mayHoldData(device.id, sizeBytes)) {
     throw new OperatorError('device/has-data', `${words} may hold data behind ${formatSize(sizeBytes)}, which would be lost for good (snapshots keep theirs): shrink what is on it first, then use --force`);
@@ -212,7 +220,7 @@ export function planRemove(judged: Judged, name: string, withSnapshots: boolean,
       // Youngest first: a device goes before the one that it was taken from.
       doomed.push(...snapshots.sort((a, b) => b.id - a.id));
     } else if (parseSetName(name) === undefined) {
-      alone(judged, device, force);
+      alone(judged, device, force, 'removes this member alone, and disconnects its clients', { what: 'remove', command: 'remove' });
     }
     doomed.push(device);
   }
@@ -226,7 +234,7 @@ export function planRemove(judged: Judged, name: string, withSnapshots: boolean,
 export function planRename(judged: Judged, name: string, newName: string, force: boolean): Operation {
   const devices = named(judged, name);
   const set = parseSetName(name);
-  if (set === undefined) alone(judged, devices[0], force);
+  if (set === undefined) alone(judged, devices[0], force, 'renames this member alone, which stays one of the set', { what: 'rename', command: 'rename', behind: ` ${newName}` });
   else if (judged.tree.membersOf(newName).length > 0) throw new OperatorError('set/exists', `group ${judged.group} has a group snapshot @${newName} already; choose another name`);
   for (const device of devices) free(judged, device.kind === 'volume' ? newName : `${volumeOf(judged, device).name}@${newName}`);
   return { op: 'rename', set: set === undefined ? '' : newName, devices: devices.map((device) => device.id), name: newName };
