@@ -323,11 +323,24 @@ export class LayerTable {
   reread(which: (device: number) => boolean): void {
     for (const layer of this.byNumber.values()) {
       if (!layer.hasFile || !which(layer.device)) continue;
-      const fd = this.descriptor(layer);
-      const synced = this.io.fdatasync(fd);
-      if (synced < 0) throw new IoError(-synced, 'fdatasync layer file', this.path(layer));
-      this.io.adviseDontNeed(fd, 0, 0);
+      this.io.adviseDontNeed(this.sync(layer), 0, 0);
     }
+  }
+
+  /**
+   * What a process before this one was writing when it ended is read from here on, although nobody was told that it was
+   * written: makes it durable, for no write that comes will. Blocking; throws IoError.
+   */
+  syncCurrent(which: (device: number) => boolean): void {
+    for (const layer of this.byNumber.values()) if (layer.hasFile && layer.frozenLsn === 0 && which(layer.device)) this.sync(layer);
+  }
+
+  /** Returns its descriptor. */
+  private sync(layer: Layer): number {
+    const fd = this.descriptor(layer);
+    const synced = this.io.fdatasync(fd);
+    if (synced < 0) throw new IoError(-synced, 'fdatasync layer file', this.path(layer));
+    return fd;
   }
 
   close(): void {

@@ -96,7 +96,9 @@ export function openContent(reactor: Reactor, options: ContentOptions, extent: J
     content.floorLsn = knownFinal(content);
     content.checkpointer.foundFiles(MapFile.numbers(io, directory), found.older?.body.mapFile);
     content.recovered = { ...content.recovered, damagedSlot: found.damaged, staleFiles: content.store.layers.reconcile() };
+    // Local devices are written in place, and the journal does not have their bytes.
     if (extent.suspect === true) content.store.layers.reread(isLocalDevice);
+    else content.store.layers.syncCurrent(isLocalDevice);
   } catch (error) {
     content.close();
     throw error;
