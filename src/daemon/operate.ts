@@ -51,7 +51,8 @@ export function operate(reactor: Reactor, group: Group, links: Links, request: O
 function prepare(group: Group, links: Links, request: OperationRequest, pace: Pace, answer: Answer): void {
   if (request.op === 'adopt') {
     const once = endingOnce(answer);
-    askPeers(group, links, request, once, (error) => goOn(group, links, request, pace, once, error));
+    const asked = adoptionOf(group, request);
+    askPeers(group, links, asked, once, (error) => goOn(group, links, request, pace, once, error, asked));
     return;
   }
   const ends = endsToLoad(group, request);
@@ -62,22 +63,45 @@ function prepare(group: Group, links: Links, request: OperationRequest, pace: Pa
   preload(group.content, () => nodeNeeded(group, request), ends * LOADS_PER_END, (error) => goOn(group, links, request, pace, answer, error));
 }
 
-/** Carries out what was prepared; `error`: why it cannot be. */
-function goOn(group: Group, links: Links, request: OperationRequest, pace: Pace, answer: Answer, error: Error | undefined): void {
+/** Carries out what was prepared; `error`: why it cannot be; `asked`: the adoption that the peers could execute. */
+function goOn(group: Group, links: Links, request: OperationRequest, pace: Pace, answer: Answer, error: Error | undefined, asked?: Adoption): void {
   try {
     if (error !== undefined) throw error;
     if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
+    if (request.op === 'adopt') refuseChanged(group, asked, adoptionOf(group, request));
     carryOut(group, links, request, pace, answer);
   } catch (failure) {
     answer.failed(failure);
   }
 }
 
-/** A secondary that cannot execute an adoption stops applying: asks those that are connected, and has the rest find out. */
-function askPeers(group: Group, links: Links, request: AdoptRequest, answer: EndingAnswer, done: (error: OperatorError | undefined) => void): void {
+type Adoption = Extract<Operation, { op: 'adopt' }>;
+
+/** Throws OperatorError when the request is refused. */
+function adoptionOf(group: Group, request: AdoptRequest): Adoption {
   const { operation } = planFor(group, request);
-  assert(operation.op === 'adopt', 'what was asked for is planned');
-  const { local, digest, sizeBytes } = operation;
+  assert(operation.op === 'adopt', 'an adoption is planned as one');
+  return operation;
+}
+
+/** The local snapshot may have been unsealed, written and sealed while the peers were asked about it: their answers are not about that. */
+function refuseChanged(group: Group, asked: Adoption | undefined, now: Adoption): void {
+  assert(asked !== undefined, 'the peers were asked');
+  const changed = [
+    ...(now.source === asked.source ? [] : [`it is a snapshot of ${nameOf(group, now.source)} now, and was one of ${nameOf(group, asked.source)}`]),
+    ...(now.sizeBytes === asked.sizeBytes ? [] : [`it has ${now.sizeBytes} bytes now, and had ${asked.sizeBytes}`]),
+    ...(now.digest === asked.digest ? [] : [`it has content digest ${now.digest} now, and had ${asked.digest}`]),
+  ];
+  if (changed.length > 0) throw new OperatorError('adopt/changed', `nothing was done: ${group.name}/${now.local} has changed while the secondaries were asked whether they could adopt it: ${changed.join('; ')}; adopt it again`);
+}
+
+function nameOf(group: Group, id: number): string {
+  const device = group.tree.get(id);
+  return device === undefined ? 'a device that was removed' : group.tree.nameOf(device);
+}
+
+/** A secondary that cannot execute an adoption stops applying: asks those that are connected, and has the rest find out. */
+function askPeers(group: Group, links: Links, { local, digest, sizeBytes }: Adoption, answer: EndingAnswer, done: (error: OperatorError | undefined) => void): void {
   answer.alsoEnd(links.ask(group.name, { adopt: { local, digest, sizeBytes } }, ASK_US, (objections) => {
     if (objections === undefined) done(new OperatorError('group/stopped', 'nothing was done: the daemon is shutting down'));
     else done(objections.length === 0 ? undefined : new OperatorError('adopt/not-ready', `nothing was done, for a secondary would stop applying: ${objections.map((one) => objectionWords(`${group.name}/${local}`, digest, one)).join('; ')}`));

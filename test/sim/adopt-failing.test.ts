@@ -249,6 +249,38 @@ t.test('an adoption waits for the answer of a secondary that is connected, and f
   adopted(t, b);
 });
 
+t.test('an adoption of what has changed while the secondaries were asked is refused, and what changed is said', async (t) => {
+  const run = both(t);
+  const { pair, here, digest } = run;
+  const { a, b } = pair;
+  const { questions } = (a.path!.links as unknown as { byGroup: Map<string, GroupLinks> }).byGroup.get(GROUP)!.links[0].outgoing!;
+  const { answered } = questions;
+  const { lsn } = a.group.position;
+  /** `meanwhile` happens between the secondary's answer and what the primary makes of it. */
+  const adoptWhile = (meanwhile: () => void): unknown => {
+    const answers: Parameters<typeof answered>[0][] = [];
+    questions.answered = (answer) => void answers.push(answer);
+    const outcome = a.command({ ...ADOPT, ...WAIT });
+    pair.run(() => answers.length === 1);
+    meanwhile();
+    questions.answered = answered;
+    a.node.attempt(() => questions.answered(answers[0]));
+    pair.run(() => outcome.ended);
+    return outcome.error;
+  };
+  const other = '7'.repeat(32);
+  const refused = adoptWhile(() => {
+    pair.order(a, { op: 'seal', group: GROUP, device: 'v~x', undo: true, force: true, known: null });
+    here.change('v~x', 5 * BLOCK, BLOCK, new Uint8Array(BLOCK).fill(3));
+    pair.run(() => here.inFlight === 0);
+    seal(pair, a, other);
+  });
+  t.match(refused, { code: 'adopt/changed', message: `nothing was done: g/v~x has changed while the secondaries were asked whether they could adopt it: it has content digest ${other} now, and had ${digest}; adopt it again` });
+  t.match(adoptWhile(() => undefined), { code: 'adopt/not-ready', message: `g/v~x has content digest ${other} here, and on node b it has content digest ${digest}` }, 'again is asked about what it is now');
+  t.equal(a.group.position.lsn, lsn, 'nothing was appended');
+  t.equal(b.group.content.applyProblem, undefined);
+});
+
 t.test('who reads the local snapshot of a secondary is disconnected when it is adopted, and its flushes are answered', async (t) => {
   const run = both(t);
   const { pair } = run;
