@@ -9,6 +9,7 @@ import { OperatorError } from '../base/errors.js';
 import { NAME_RULE, parseExportName } from '../base/names.js';
 import { ControlClient, ControlError } from '../control/client.js';
 import type { Waits } from '../control/client.js';
+import { passedOverWords } from '../control/schema/reach.js';
 import type { OperationReply } from '../control/schema/replies.js';
 import type { AttachSystem } from './nbd/attach-system.js';
 import type { FreezeSystem } from './freeze/system.js';
@@ -83,7 +84,7 @@ export class Context {
 
   /** An operation's reply; one that did not get as far as asked ends with exit code 1. */
   printOperation(reply: OperationReply, what: string, asked: Waits): void {
-    this.print(reply, () => `${what} at LSN ${reply.lsn}; ${reply.waited === 'applied' ? 'durable here, applied on every secondary' : 'durable'} (data thread ${formatMilliseconds(reply.dataThreadUs / 1000)})`);
+    this.print(reply, () => `${what} at LSN ${reply.lsn}; ${reply.waited === 'applied' ? appliedWords(reply) : 'durable'} (data thread ${formatMilliseconds(reply.dataThreadUs / 1000)})`);
     if (reply.notice !== null && !this.json) this.streams.err(`lockstep: ${reply.notice}\n`);
     if (asked.wait === 'applied' && reply.waited !== 'applied') this.exitCode = EXIT_FAILED;
   }
@@ -105,6 +106,12 @@ export class Context {
     const stack = this.streams.env['LOCKSTEP_DEBUG'] !== undefined && error instanceof Error ? `\n${error.stack ?? ''}` : '';
     return { code: 'bug', message: `a bug, please report it (LOCKSTEP_DEBUG=1 shows where): ${message}${stack}`, kind: 'bug' };
   }
+}
+
+/** Where an operation is that was waited for. */
+function appliedWords(reply: OperationReply): string {
+  const where = reply.waitedFor.length === 0 ? 'no secondary was waited for' : `applied on ${reply.waitedFor.join(', ')}`;
+  return `durable here, ${where}${passedOverWords(reply)}`;
 }
 
 /** `group/device`; OperatorError `usage` for anything else. */

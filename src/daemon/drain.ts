@@ -1,9 +1,11 @@
 /**
  * Waiting until everybody whom the journal is kept for has confirmed it.
  *
- * Owns: who counts, and the sentence about who is behind. Must not know: HTTP.
+ * Owns: the sentences about who is behind, and where there is nothing to drain. Must not know: HTTP.
  */
 
+import { awaitedLinks, givenUpLinks } from '../control/schema/reach.js';
+import type { Reach } from '../control/schema/reach.js';
 import type { Group } from '../group/group.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Answer } from './answer.js';
@@ -15,9 +17,8 @@ const POLL_US = 5_000;
 /** Everything below `lsn` is durable and executed on every secondary, and acknowledged by every cursor; else who is behind, and why. */
 function behind(group: Group, links: Links, lsn: number): string[] {
   const late: string[] = [];
-  for (const link of links.status(group.name)) {
-    // A dropped link is given up; one that is not dialled has nothing to confirm.
-    if (link.role !== 'to' || link.state === 'dropped' || link.state === 'waiting' || (link.applied >= lsn && link.durable >= lsn)) continue;
+  for (const link of awaitedLinks(links.status(group.name))) {
+    if (link.applied >= lsn && link.durable >= lsn) continue;
     late.push(`link ${link.peer} has made durable up to LSN ${link.durable} and applied up to LSN ${link.applied}${link.reason === '' ? '' : ` (${link.reason})`}`);
   }
   for (const { name, position } of group.retention.cursors.all()) {
@@ -26,10 +27,25 @@ function behind(group: Group, links: Links, lsn: number): string[] {
   return late;
 }
 
+function reach(group: Group, links: Links): Reach {
+  const entries = links.status(group.name);
+  const counted = [...awaitedLinks(entries).map(({ peer }) => `link ${peer}`), ...group.retention.cursors.all().map(({ name }) => `cursor ${name}`)];
+  return { waitedFor: counted, passedOver: givenUpLinks(entries) };
+}
+
+/** A secondary sends its journal over no link: whoever drains it means its primary, or what it applies itself. */
+function noticeOf(group: Group, links: Links): string | null {
+  if (group.role !== 'secondary') return null;
+  const primary = links.connectedPrimary(group.name);
+  const { applyProblem } = group;
+  const stopped = applyProblem === undefined ? '' : `; what it received is applied here up to LSN ${group.appliedLsn} only: ${applyProblem}`;
+  return `this node is secondary of group ${group.name} and sends to no other node, so there is nothing to drain here but cursors: drain its primary${primary === undefined ? '' : `, ${primary}`}${stopped}`;
+}
+
 /** Answers when nobody is behind what is appended now, or when `limitUs` is over; fails when it can never be. */
 export function drain(reactor: Reactor, group: Group, links: Links, limitUs: number, answer: Answer): void {
   if (!group.hasContent) {
-    answer.done({ lsn: 0, drained: true, behind: [] });
+    answer.done({ lsn: 0, drained: true, behind: [], waitedFor: [], passedOver: [], notice: `group ${group.name} has nothing on this node yet, so there is nothing to drain here` });
     return;
   }
   const { lsn } = group.position;
@@ -37,6 +53,6 @@ export function drain(reactor: Reactor, group: Group, links: Links, limitUs: num
   // Only what is durable here is exported at all.
   pollOnceDurable(reactor, group, lsn, POLL_US, answer, (once) => {
     const late = behind(group, links, lsn);
-    if (late.length === 0 || reactor.nowUs >= until || group.closed) once.done({ lsn, drained: late.length === 0, behind: late });
+    if (late.length === 0 || reactor.nowUs >= until || group.closed) once.done({ lsn, drained: late.length === 0, behind: late, ...reach(group, links), notice: noticeOf(group, links) });
   });
 }

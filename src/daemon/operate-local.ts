@@ -60,7 +60,7 @@ export function operateLocally(group: Group, request: OperationRequest, answer: 
     done: ({ lsn, device, dataThreadUs, notice }) => {
       const devices = device === undefined ? [] : [localEntry(group, device)];
       // Nobody else executes it: then it has come as far as it can.
-      answer.done({ lsn, device: devices[0] ?? null, devices, dataThreadUs, waited: notice === null ? request.wait : 'durable', notice });
+      answer.done({ lsn, device: devices[0] ?? null, devices, dataThreadUs, waited: notice === null ? request.wait : 'durable', waitedFor: [], passedOver: [], notice });
     },
     failed: (error) => answer.failed(error),
     caller: answer.caller,

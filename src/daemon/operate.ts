@@ -10,6 +10,7 @@ import { assert, unreachable } from '../base/assert.js';
 import { callerGone } from '../base/caller.js';
 import { OperatorError } from '../base/errors.js';
 import type { AdoptRequest, OperationRequest, Waiting } from '../control/port.js';
+import { reachOfOperation } from '../control/schema/reach.js';
 import type { OperationReply } from '../control/schema/replies.js';
 import { planAdopt } from '../group/operations/adopt.js';
 import type { Group } from '../group/group.js';
@@ -164,7 +165,9 @@ function answerWhenDone(group: Group, links: Links, performed: Performed, change
       const device = group.tree.get(id);
       return device === undefined ? [] : [deviceEntry(group, device)];
     });
-    return { lsn: performed.lsn, device: devices[0] ?? null, devices, dataThreadUs: performed.dataThreadUs, waited, notice };
+    const cursors = group.retention.cursors.all().map(({ name, position }) => ({ name, lsn: position.lsn }));
+    const reach = waited === 'applied' ? reachOfOperation(links.status(group.name), cursors, performed.lsn) : { waitedFor: [], passedOver: [] };
+    return { lsn: performed.lsn, device: devices[0] ?? null, devices, dataThreadUs: performed.dataThreadUs, waited, ...reach, notice };
   };
   once.alsoEnd(group.operations.whenDurable(performed.endLsn, (error) => {
     if (error !== undefined) once.failed(error);

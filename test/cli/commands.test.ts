@@ -22,7 +22,7 @@ const waits = { wait: 'durable', waitSeconds: 60 } as const;
 /** Command line, what reaches the data path, what a person reads. */
 const COMMANDS: readonly [readonly string[], ControlRequest, RegExp][] = [
   [['create', 'g/vol', '10G'], { op: 'create', group: 'g', name: 'vol', sizeBytes: 10 * 2 ** 30, ...waits }, /^created g\/vol, 10 GiB, at LSN 12288; durable \(data thread 0\.04 ms\)$/],
-  [['create', 'g/vol', '1G', '--wait', 'applied', '--wait-timeout', '9'], { op: 'create', group: 'g', name: 'vol', sizeBytes: 2 ** 30, wait: 'applied', waitSeconds: 9 }, /applied on every secondary/],
+  [['create', 'g/vol', '1G', '--wait', 'applied', '--wait-timeout', '9'], { op: 'create', group: 'g', name: 'vol', sizeBytes: 2 ** 30, wait: 'applied', waitSeconds: 9 }, /; durable here, applied on beta \(/],
   [['snapshot', 'g/vol@mon'], { op: 'snapshot', group: 'g', source: 'vol', name: 'mon', ...waits }, /^created g\/vol@mon of g\/vol at LSN 12288/],
   [['snapshot', 'g/vol@tue', '--of', 'mon'], { op: 'snapshot', group: 'g', source: 'vol@mon', name: 'tue', ...waits }, /^created g\/vol@tue of g\/vol@mon at/],
   [['snapshot', 'g/vol@tue', '--of', '@mon'], { op: 'snapshot', group: 'g', source: 'vol@mon', name: 'tue', ...waits }, /of g\/vol@mon/],
@@ -67,7 +67,7 @@ const COMMANDS: readonly [readonly string[], ControlRequest, RegExp][] = [
   [['journal', 'position', 'g'], { op: 'position', group: 'g' }, /^(ab){16}:900000:0123456789abcdef$/],
   [['journal', 'ack', 'g', 'tape', POSITION], { op: 'cursorAck', group: 'g', cursor: 'tape', position: { epochId: 'ab'.repeat(16), lsn: 900_000, chainHi: 0x01234567, chainLo: 0x89abcdef } }, /^cursor tape of g stands at LSN 900000, 0 B behind$/],
   [['journal', 'release', 'g', 'tape'], { op: 'cursorRelease', group: 'g', cursor: 'tape' }, /^released cursor tape of g: 1 MiB of journal are no longer kept for it \(from LSN 880000\)$/],
-  [['drain', 'g', '--timeout', '9'], { op: 'drain', group: 'g', waitSeconds: 9 }, /^g: everything up to LSN 900000 is confirmed by all links and cursors$/],
+  [['drain', 'g', '--timeout', '9'], { op: 'drain', group: 'g', waitSeconds: 9 }, /^g: everything up to LSN 900000 is confirmed by link beta, cursor tape$/],
   [['journal', 'dump', 'g', '--from', '5', '--to', '250'], { op: 'journal', group: 'g', from: 5, to: 250, limit: 512 }, /LSN .*\n +100 +3 +write +1 +400 +4096/],
 ];
 
@@ -190,6 +190,12 @@ t.test('a lossy promotion says so, and its notice is shown', async (t) => {
   const { port, run } = await openCli(t);
   port.answers.promote = () => ({ lsn: 1, epoch: { number: 2, id: 'x', lossless: false }, notice: '3 records could not be applied' });
   t.match(await run('promote', 'g', '--force'), { code: 0, out: /lossy: what the old primary had not shipped is not here/, err: 'lockstep: 3 records could not be applied\n' });
+});
+
+t.test('an operation that was waited for says where it is applied, and who was not waited for', async (t) => {
+  const { port, run } = await openCli(t);
+  port.answers.snapshot = () => operation({ waited: 'applied', passedOver: ['beta (its link was dropped)', 'cursor tape'] });
+  t.match(await run('snapshot', 'g/vol@s', '--wait', 'applied'), { code: 0, out: /; durable here, no secondary was waited for; not waited for: beta \(its link was dropped\), cursor tape \(data/ });
 });
 
 t.test('status --check ends with 1 when there is a problem', async (t) => {

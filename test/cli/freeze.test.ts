@@ -10,7 +10,7 @@ import { mountOf, openedBy, parseMounts, writtenFileSystems } from '../../src/cl
 import type { Mount } from '../../src/cli/freeze/mounts.js';
 import { FreezeWatchdog } from '../../src/cli/freeze/watchdog.js';
 import type { FakePort } from '../control/fake-port.js';
-import { link, nodeStatus, operation } from '../control/fake-port.js';
+import { cursor, group, link, nodeStatus, operation } from '../control/fake-port.js';
 import { waitFor } from '../harness/process.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 import type { FakeDog } from './fake-machine.js';
@@ -79,9 +79,10 @@ t.test('nothing stays frozen while the secondaries are waited for', async (t) =>
   let asked = 0;
   port.answers.links = () => {
     t.equal(machine.frozen.size, 0);
-    return { group: 'g', links: [link({ applied: asked++ === 0 ? 12_288 : 12_400 }), link({ peer: 'other', role: 'from', applied: 0 })] };
+    return { group: 'g', links: [link({ applied: asked++ === 0 ? 12_288 : 12_400 }), link({ peer: 'other', role: 'from', applied: 0 }), link({ peer: 'old', state: 'dropped', applied: 0 })] };
   };
-  t.match(await snapshot('--freeze', a, '--wait', 'applied'), { code: 0, out: /durable here, applied on every secondary/ });
+  port.answers.status = () => nodeStatus({ groups: [group({ cursors: [cursor({ lsn: 12_000 }), cursor({ name: 'far', lsn: 12_400 })] })] });
+  t.match(await snapshot('--freeze', a, '--wait', 'applied'), { code: 0, out: /durable here, applied on beta; not waited for: old \(its link was dropped\), cursor tape \(/ });
   t.equal(asked, 2, 'a marker that only begins at the applied LSN is not applied');
   t.match(port.calls.find((one) => one.op === 'snapshot'), { wait: 'durable' });
   port.answers.links = () => ({ group: 'g', links: [link({ applied: 0, state: 'connecting', reason: 'nobody listens' })] });

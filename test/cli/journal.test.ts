@@ -66,8 +66,17 @@ t.test('ack reads positions from standard input, skips those that newer ones hav
 
 t.test('a drain that ran out of time says who is behind and ends with 1', async (t) => {
   const cli = await openCli(t);
-  cli.port.answers.drain = () => ({ lsn: 7, drained: false, behind: ['cursor tape has been acknowledged up to LSN 3', 'link beta is slow'] });
+  cli.port.answers.drain = () => ({ lsn: 7, drained: false, behind: ['cursor tape has been acknowledged up to LSN 3', 'link beta is slow'], waitedFor: ['link beta', 'cursor tape'], passedOver: [], notice: null });
   const result = await cli.run('drain', 'g');
   t.equal(result.code, 1);
   t.match(result.err, 'lockstep: not confirmed: cursor tape has been acknowledged up to LSN 3; link beta is slow\n');
+});
+
+t.test('a drain says whom it waited for, whom it did not, and where there is nothing to drain', async (t) => {
+  const cli = await openCli(t);
+  const drained = { lsn: 7, drained: true, behind: [], waitedFor: [], passedOver: [], notice: null };
+  cli.port.answers.drain = () => ({ ...drained, waitedFor: ['cursor tape'], passedOver: ['beta (its link was dropped)'] });
+  t.equal((await cli.run('drain', 'g')).out, 'g: everything up to LSN 7 is confirmed by cursor tape; not waited for: beta (its link was dropped)\n');
+  cli.port.answers.drain = () => ({ ...drained, notice: 'nothing to drain here' });
+  t.strictSame(await cli.run('drain', 'g'), { code: 0, out: 'g: everything up to LSN 7 is durable here; there was no link and no cursor to wait for\n', err: 'lockstep: nothing to drain here\n' });
 });

@@ -59,7 +59,7 @@ t.test('a caller that goes is told at once, leaves nothing behind, and the worke
   t.same(receive(), { id, gone: true });
   t.equal(woken(), 2);
   // The answer was on its way already.
-  post({ id, ok: true, reply: { lsn: 1, drained: true, behind: [] } });
+  post({ id, ok: true, reply: { lsn: 1, drained: true, behind: [], waitedFor: [], passedOver: [], notice: null } });
 
   const answered = new AbortController();
   const second = channel.call({ op: 'flush', group: 'a', upTo: 'durable' }, answered.signal);

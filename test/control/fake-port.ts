@@ -46,7 +46,7 @@ export function nodeStatus(over: Partial<NodeStatus> = {}): NodeStatus {
 }
 
 export function operation(over: Partial<OperationReply> = {}): OperationReply {
-  return { lsn: 12_288, device: device(), devices: [device()], dataThreadUs: 42, waited: 'durable', notice: null, ...over };
+  return { lsn: 12_288, device: device(), devices: [device()], dataThreadUs: 42, waited: 'durable', waitedFor: [], passedOver: [], notice: null, ...over };
 }
 
 export function record(lsn: number, over: Partial<JournalRecord> = {}): JournalRecord {
@@ -94,7 +94,7 @@ export class FakePort implements ControlPort {
 
   private readonly fallback = (request: ControlRequest): unknown => {
     switch (request.op) {
-      case 'create': case 'snapshot': case 'restore': case 'refresh': case 'sync': case 'resize': case 'rename': case 'protect': case 'clone': case 'adopt': return operation(request.wait === 'applied' ? { waited: 'applied' } : {});
+      case 'create': case 'snapshot': case 'restore': case 'refresh': case 'sync': case 'resize': case 'rename': case 'protect': case 'clone': case 'adopt': return operation(request.wait === 'applied' ? { waited: 'applied', waitedFor: ['beta'] } : {});
       case 'remove': return operation({ device: null, devices: [] });
       case 'seal': return { device: device({ kind: 'local' }), sealedLsn: request.undo ? 0 : 700, digest: request.undo ? null : 'ab'.repeat(16) };
       case 'promote': return { lsn: 5000, epoch: { number: 4, id: 'cd'.repeat(16), lossless: true }, notice: null };
@@ -112,7 +112,7 @@ export class FakePort implements ControlPort {
       case 'position': return { group: request.group, position: POSITION, lsn: 900_000 };
       case 'cursorAck': return cursor({ name: request.cursor });
       case 'cursorRelease': return { cursor: request.cursor, freedBytes: 2 ** 20, lsn: 880_000 };
-      case 'drain': return { lsn: 900_000, drained: true, behind: [] };
+      case 'drain': return { lsn: 900_000, drained: true, behind: [], waitedFor: ['link beta', 'cursor tape'], passedOver: [], notice: null };
       case 'exportOpen': return { bytes: new Uint8Array([1, 2, 3]), place: PLACE, durable: 900_000, end: false };
       case 'exportPage': return { bytes: new Uint8Array([4, 5]), place: PLACE, durable: 900_000, end: true };
       case 'importOpen': return { session: 1, state: importState() };

@@ -98,15 +98,24 @@ t.test('a secondary of a link is exported from, and drain waits for links and cu
   t.equal(c.group.tree.count, 1);
 
   const late = ask(b, { op: 'drain', group: GROUP, waitSeconds: 0.1 }) as DrainReply;
-  t.match(late, { drained: false, behind: [/^cursor chain has been acknowledged up to LSN 0$/] });
+  t.match(late, { drained: false, behind: [/^cursor chain has been acknowledged up to LSN 0$/], waitedFor: ['cursor chain'], notice: /this node is secondary.*drain its primary, a$/ });
   b.crash('kill');
   const alone = ask(a, { op: 'drain', group: GROUP, waitSeconds: 0.1 }) as DrainReply;
   // What it confirmed before it went counts.
-  t.match(alone, { drained: true });
+  t.match(alone, { drained: true, waitedFor: ['link b'], passedOver: [], notice: null });
   ask(a, { ...CREATE, name: 'w', wait: 'durable' });
   t.match(ask(a, { op: 'drain', group: GROUP, waitSeconds: 0.1 }), { drained: false, behind: [/^link b has made durable up to LSN \d+ and applied up to LSN \d+ \(/] });
   b.start();
   t.match(ask(a, { op: 'drain', group: GROUP, waitSeconds: 60 }), { drained: true, behind: [] });
+
+  // What was given up, and readers elsewhere, are waited for by nobody: then the replies say so.
+  ask(a, { op: 'exportOpen', group: GROUP, cursor: 'tape', from: null });
+  t.match(ask(a, { ...CREATE, name: 'x' }), { waited: 'applied', waitedFor: ['b'], passedOver: ['cursor tape'] });
+  t.match(ask(a, { ...CREATE, name: 'y', halt: true }), { waited: 'applied', waitedFor: ['b'], passedOver: ['cursor tape'] });
+  ask(a, { op: 'linkDrop', group: GROUP, peer: 'b' });
+  t.match(ask(a, { ...CREATE, name: 'z' }), { waited: 'applied', waitedFor: [], passedOver: ['b (its link was dropped)', 'cursor tape'] });
+  ask(a, { op: 'cursorRelease', group: GROUP, cursor: 'tape' });
+  t.strictSame({ ...ask(a, { op: 'drain', group: GROUP, waitSeconds: 1 }) as DrainReply, lsn: 0 }, { lsn: 0, drained: true, behind: [], waitedFor: [], passedOver: ['b (its link was dropped)'], notice: null });
 });
 
 t.test('a cursor does not begin at what can still be lost, and begins there once it cannot', async (t) => {

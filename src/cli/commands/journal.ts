@@ -3,7 +3,8 @@
 import type { Command } from 'commander';
 import { OperatorError } from '../../base/errors.js';
 import { formatSize } from '../../base/units.js';
-import type { ImportState } from '../../control/schema/replies.js';
+import { passedOverWords } from '../../control/schema/reach.js';
+import type { DrainReply, ImportState } from '../../control/schema/replies.js';
 import { EXIT_FAILED, groupArgument, wholeNumber } from '../context.js';
 import type { BinaryStreams, Context } from '../context.js';
 import type { Register } from '../register.js';
@@ -120,10 +121,16 @@ async function position(context: Context, _options: object, name: string): Promi
   context.print(reply, () => reply.position);
 }
 
+function drainedWords(group: string, reply: DrainReply): string {
+  const who = reply.waitedFor.length === 0 ? 'durable here; there was no link and no cursor to wait for' : `confirmed by ${reply.waitedFor.join(', ')}`;
+  return `${group}: everything up to LSN ${reply.lsn} is ${who}${passedOverWords(reply)}`;
+}
+
 async function drain(context: Context, options: { timeout: string }, name: string): Promise<void> {
   const group = groupArgument(name);
   const reply = await context.client.drain(group, { waitSeconds: wholeNumber(options.timeout, '--timeout', 1, 86_400) });
-  context.print(reply, () => (reply.drained ? `${group}: everything up to LSN ${reply.lsn} is confirmed by all links and cursors` : `${group}: not drained up to LSN ${reply.lsn}`));
+  context.print(reply, () => (reply.drained ? drainedWords(group, reply) : `${group}: not drained up to LSN ${reply.lsn}${passedOverWords(reply)}`));
+  if (reply.notice !== null && !context.json) context.streams.err(`lockstep: ${reply.notice}\n`);
   if (reply.drained) return;
   if (!context.json) context.streams.err(`lockstep: not confirmed: ${reply.behind.join('; ')}\n`);
   context.exitCode = EXIT_FAILED;

@@ -15,6 +15,7 @@ import type { Command } from 'commander';
 import { OperatorError } from '../../base/errors.js';
 import { ControlClient } from '../../control/client.js';
 import type { Waits } from '../../control/client.js';
+import { awaitedLinks, reachOfOperation } from '../../control/schema/reach.js';
 import type { OperationReply } from '../../control/schema/replies.js';
 import { EXIT_FAILED, wholeNumber } from '../context.js';
 import type { Context } from '../context.js';
@@ -232,8 +233,11 @@ async function applied<R extends OperationReply>(context: Context, group: string
   for (;;) {
     const { links } = await client.links(group);
     // `lsn` is where the marker begins, and nothing ends inside of it.
-    const behind = links.filter((link) => link.role === 'to' && link.applied <= reply.lsn);
-    if (behind.length === 0) return { ...reply, waited: 'applied' };
+    const behind = awaitedLinks(links).filter((link) => link.applied <= reply.lsn);
+    if (behind.length === 0) {
+      const cursors = (await client.status()).groups.find((one) => one.name === group)?.cursors ?? [];
+      return { ...reply, waited: 'applied', ...reachOfOperation(links, cursors, reply.lsn) };
+    }
     if (performance.now() >= deadline || context.streams.interrupted.aborted) {
       const who = behind.map((link) => `${link.peer} (${link.reason === '' ? link.state : link.reason})`).join(', ');
       return { ...reply, notice: `not applied yet after ${seconds} s by ${who}; it is done here, and is applied there when the link gets to it` };

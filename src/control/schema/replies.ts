@@ -77,6 +77,9 @@ export const OperationReply = z.object({
   dataThreadUs: z.number(),
   /** What was reached before the reply. */
   waited: Wait,
+  /** Of `applied`: the secondaries that have executed it, and who was not waited for (dropped links, cursors that are behind). */
+  waitedFor: z.array(z.string()).default([]),
+  passedOver: z.array(z.string()).default([]),
   /** A sentence when `waited` is less than what was asked for: who is behind, and why. */
   notice: z.string().nullable(),
 });
@@ -222,6 +225,11 @@ export const DrainReply = z.object({
   drained: z.boolean(),
   /** Who has not confirmed everything below `lsn`, and why, a sentence each. */
   behind: z.array(z.string()),
+  /** The links and cursors that count, and the links that do not, with why. */
+  waitedFor: z.array(z.string()).default([]),
+  passedOver: z.array(z.string()).default([]),
+  /** A sentence where there is nothing to drain on this node; null otherwise. */
+  notice: z.string().nullable().default(null),
 });
 export type DrainReply = z.infer<typeof DrainReply>;
 
