@@ -79,7 +79,7 @@ function groupSamples(samples: MetricSample[], group: GroupStatus): void {
   for (const [point, value] of Object.entries(group.lsn)) gauge('group_lsn_bytes', 'How far records have come, by point', value, { point });
   gauge('journal_size_bytes', 'Size of the journal', group.journal.sizeBytes);
   gauge('journal_used_bytes', 'Part of the journal that is still needed', group.journal.usedBytes);
-  gauge('journal_stalled', '1 while writers wait for journal space', group.journal.stalled === null ? 0 : 1);
+  gauge('journal_stalled', '1 while writers wait for journal space, or for an operation with --halt', group.journal.stalled === null ? 0 : 1);
   gauge('destage_pending_bytes', 'Written and not yet in the layers', group.destage.pendingBytes);
   gauge('destage_behind_bytes', 'Journal between the oldest pending block and the end', group.destage.behindBytes);
   counter('destage_rounds_total', 'Destage rounds done', group.destage.roundsDone);

@@ -50,7 +50,7 @@ export function whileHalted(reactor: Reactor, group: Group, links: Links, second
     if (gone) group.log.warn('the caller of an operation with --halt has gone: the writers go on');
   });
   if (answer.caller.gone) return;
-  ingest.hold();
+  ingest.hold(untilUs);
   held = true;
   const pace: Pace = {
     begin: () => {

@@ -87,7 +87,7 @@ function groupStatus(path: DataPath, group: Group, imports: Imports): GroupStatu
       appended: journal.appendedLsn, durable: journal.durableLsn, applied: group.appliedLsn, stable: group.stableLsn,
       checkpoint: checkpointer.committedAt.lsn, lowWater: Math.min(checkpointer.lowWater.lsn, group.retainedLsn()),
     },
-    journal: { sizeBytes: pool.maxSegments * pool.segmentBytes, usedBytes: used, segments: pool.fileCount, stalled, volatile: journal.volatile, atRiskBytes: journal.appendedLsn - journal.durableLsn },
+    journal: { sizeBytes: pool.maxSegments * pool.segmentBytes, usedBytes: used, segments: pool.fileCount, stalled, heldSeconds: group.ingest?.heldSeconds ?? null, volatile: journal.volatile, atRiskBytes: journal.appendedLsn - journal.durableLsn },
     destage: {
       pendingBlocks: store.pending.blocks, pendingBytes: store.pending.blocks * BLOCK_BYTES, roundsDone: destager.roundsDone,
       behindBytes: group.appliedLsn - group.content.destagedLsn,
@@ -105,7 +105,7 @@ function nothing(path: DataPath, name: string): Pick<GroupStatus, 'epoch' | 'lsn
   return {
     epoch: { number: 0, id: '', lossless: true },
     lsn: { appended: 0, durable: 0, applied: 0, stable: 0, checkpoint: 0, lowWater: 0 },
-    journal: { sizeBytes: config?.journal.size ?? 0, usedBytes: 0, segments: 0, stalled: null, volatile: config?.journal.volatile ?? false, atRiskBytes: 0 },
+    journal: { sizeBytes: config?.journal.size ?? 0, usedBytes: 0, segments: 0, stalled: null, heldSeconds: null, volatile: config?.journal.volatile ?? false, atRiskBytes: 0 },
     destage: { pendingBlocks: 0, pendingBytes: 0, roundsDone: 0, behindBytes: 0 },
     store: {
       mapBytes: 0, mapLimitBytes: config?.store.mapMemory ?? 0, metadataBytesWritten: 0, layers: 0, replaySecondsEstimate: 0, freeBytes: 0, admission: 'open',

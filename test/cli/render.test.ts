@@ -27,7 +27,7 @@ group g  PRIMARY  all is well
 t.test('a bad night: what is wrong comes first, each with what to do', async (t) => {
   const bad = group({
     roleReason: 'promoted by an operator', epoch: { number: 4, id: 'x', lossless: false },
-    journal: { sizeBytes: 2 ** 30, usedBytes: 2 ** 30, segments: 16, stalled: 'the journal is full because link beta still needs it from LSN 650000; writers wait', volatile: false, atRiskBytes: 0 },
+    journal: { sizeBytes: 2 ** 30, usedBytes: 2 ** 30, segments: 16, stalled: 'the journal is full because link beta still needs it from LSN 650000; writers wait', heldSeconds: null, volatile: false, atRiskBytes: 0 },
     destage: { pendingBlocks: 1000, pendingBytes: 4_096_000, roundsDone: 1, behindBytes: 5 * 2 ** 20 },
     store: { ...group().store, admission: 'new writes are answered ENOSPC: 900 MiB free', freeBytes: 900 * 2 ** 20, replaySecondsEstimate: 125 },
     links: [link({ state: 'connecting', reason: 'connect: no route to host (EHOSTUNREACH)', lagBytes: 3 * 2 ** 20, lagSeconds: 250, reconnects: 7 })],
@@ -85,9 +85,22 @@ t.test('every state that needs somebody is a problem with a remedy, every passin
   t.match(find({ links: [link({ state: 'catching-up', lagBytes: 2 ** 30 })] }), [/^note: link to beta is catching up, 1 GiB behind/]);
   t.match(find({ links: [link({ lagSeconds: 31 })] }), [/^problem: link to beta is 31 s behind/]);
   t.strictSame(find({ links: [link({ lagSeconds: 29, lagBytes: 5 })] }), []);
-  t.match(find({ journal: { sizeBytes: 100, usedBytes: 86, segments: 4, stalled: null, volatile: false, atRiskBytes: 0 } }), [/^problem: the journal is 86% full/]);
-  t.strictSame(find({ journal: { sizeBytes: 100, usedBytes: 85, segments: 4, stalled: null, volatile: false, atRiskBytes: 0 } }), []);
-  t.match(adviseGroup(group({ journal: { sizeBytes: 1, usedBytes: 1, segments: 4, stalled: 'the destager is behind', volatile: false, atRiskBytes: 0 } })), [{ remedy: 'wait for the destager' }]);
+  t.match(find({ journal: { sizeBytes: 100, usedBytes: 86, segments: 4, stalled: null, heldSeconds: null, volatile: false, atRiskBytes: 0 } }), [/^problem: the journal is 86% full/]);
+  t.strictSame(find({ journal: { sizeBytes: 100, usedBytes: 85, segments: 4, stalled: null, heldSeconds: null, volatile: false, atRiskBytes: 0 } }), []);
+  t.match(adviseGroup(group({ journal: { sizeBytes: 1, usedBytes: 1, segments: 4, stalled: 'the destager is behind', heldSeconds: null, volatile: false, atRiskBytes: 0 } })), [{ remedy: 'wait for the destager' }]);
+});
+
+t.test('writers that an operation with --halt holds need nothing to be given up, whoever is behind', async (t) => {
+  const held = { ...group().journal, usedBytes: 2 ** 30, stalled: 'writers wait for an operation with --halt', heldSeconds: 42 };
+  const remedy = (over: Parameters<typeof group>[0]): string => {
+    const advice = adviseGroup(group({ journal: held, errors: [held.stalled], ...over })).filter((one) => one.what === held.stalled);
+    t.equal(advice.length, 1, 'said once');
+    t.notMatch(advice[0].remedy, /link drop|journal release|destager/);
+    return advice[0].remedy;
+  };
+  const end = 'the writers go on by themselves when it ends, in 42 s at the latest. To end it at once, interrupt the command that asked for it (Ctrl-C)';
+  t.equal(remedy({ links: [link({ applied: 900_000 })] }), `it waits until every node has come to the same point and executed it; ${end}`);
+  t.equal(remedy({ links: [link({ state: 'connecting', lagBytes: 5 })], cursors: [cursor({ retainedBytes: 4096 })] }), `it waits until every node has come to the same point and executed it, now for beta; ${end}`);
 });
 
 t.test('a list and a tree of devices', async (t) => {

@@ -30,7 +30,7 @@ export function group(over: Partial<GroupStatus> = {}): GroupStatus {
   return {
     name: 'g', role: 'primary', roleReason: '', epoch: { number: 3, id: 'ab'.repeat(16), lossless: true },
     lsn: { appended: 900_000, durable: 900_000, applied: 900_000, stable: 890_000, checkpoint: 700_000, lowWater: 650_000 },
-    journal: { sizeBytes: 2 ** 30, usedBytes: 2 ** 28, segments: 16, stalled: null, volatile: false, atRiskBytes: 0 },
+    journal: { sizeBytes: 2 ** 30, usedBytes: 2 ** 28, segments: 16, stalled: null, heldSeconds: null, volatile: false, atRiskBytes: 0 },
     destage: { pendingBlocks: 0, pendingBytes: 0, roundsDone: 12, behindBytes: 0 },
     store: { mapBytes: 12 * 2 ** 20, mapLimitBytes: 2 ** 28, metadataBytesWritten: 1234, layers: 3, replaySecondsEstimate: 1.5, freeBytes: 100 * 2 ** 30, admission: 'open' },
     operations: { performed: 3, changedBytes: 280 * 2 ** 20, wireBytes: 735, dataThreadUs: 900, longestUs: 520, last: metered() },

@@ -59,8 +59,10 @@ t.test('without the secondary nothing is done, the reason is named, and the writ
   const writer = new Writer(await open(primary, 'b'));
   await secondary.stop();
   try {
-    const asked = primary.control.snapshot('g', { source: 'a', name: 'never', halt: true, waitSeconds: 2 });
+    const asked = primary.control.snapshot('g', { source: 'a', name: 'never', halt: true, waitSeconds: 5 });
     await waitFor('the status says that writers wait', async () => (await primary.group('g')).journal.stalled === 'writers wait for an operation with --halt');
+    const told = await primary.lockstep('status');
+    t.match(told.stdout, /! writers wait for an operation with --halt\n +=> it waits until every node .*, now for beta; the writers go on by themselves when it ends, in [1-9]\d* s at the latest/);
     await t.rejects(primary.control.snapshot('g', { source: 'a', name: 'second', halt: true }), { code: 'halt/busy' });
     await t.rejects(primary.control.snapshot('g', { source: 'a', name: 'between' }), { code: 'halt/busy' });
     await asked;

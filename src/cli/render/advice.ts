@@ -46,7 +46,9 @@ export function adviseGroup(group: GroupStatus): Advice[] {
     case 'primary': case 'secondary':
       break;
   }
-  if (group.journal.stalled !== null) {
+  if (group.journal.stalled !== null && group.journal.heldSeconds !== null) {
+    problem(group.journal.stalled, haltRemedy(group, group.journal.heldSeconds));
+  } else if (group.journal.stalled !== null) {
     const holding = group.links.filter((link) => link.role === 'to' && link.state !== 'dropped' && link.state !== 'streaming');
     const cursor = group.cursors.find((one) => one.retainedBytes > 0);
     const release = cursor === undefined ? 'wait for the destager' : `let the export of cursor ${cursor.name} go on, or give it up: lockstep journal release ${group.name} ${cursor.name}`;
@@ -66,6 +68,13 @@ export function adviseGroup(group: GroupStatus): Advice[] {
     note(`a restart after a crash would replay for about ${formatDuration(group.store.replaySecondsEstimate)}`, 'lower store.checkpointBytes if that is too long');
   }
   return [...problems, ...notes];
+}
+
+/** A hold is no full journal: it ends by itself, and whoever gave up a link or a cursor for it had to rebuild what that feeds. */
+function haltRemedy({ links, lsn }: GroupStatus, seconds: number): string {
+  const behind = links.filter((link) => link.role === 'to' && link.state !== 'dropped' && link.applied < lsn.appended).map((link) => link.peer);
+  return `it waits until every node has come to the same point and executed it${behind.length === 0 ? '' : `, now for ${behind.join(' and ')}`}; `
+    + `the writers go on by themselves when it ends, in ${seconds} s at the latest. To end it at once, interrupt the command that asked for it (Ctrl-C)`;
 }
 
 type Say = (what: string, remedy: string) => void;

@@ -37,6 +37,8 @@ export const GroupStatus = z.object({
     segments: z.number().int(),
     /** Why writers wait, naming who retains the journal; null when they do not. */
     stalled: z.string().nullable(),
+    /** An operation with --halt makes them wait, for so long at most from now on; null: none does. */
+    heldSeconds: z.number().int().nullable(),
     /** It lies in memory. */
     volatile: z.boolean(),
     /** What a power loss now would take; of a volatile journal: and make all data of the node unknown. */

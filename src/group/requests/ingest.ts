@@ -57,6 +57,7 @@ export class Ingest {
   private noWaiting = 0;
   /** Writers wait, for an operation with --halt. */
   private held = false;
+  private heldUntilUs = 0;
 
   constructor(private readonly reactor: Reactor, private readonly host: IngestHost, private readonly requests: RequestTable) {
     this.waiting = new SlotQueue(requests);
@@ -334,10 +335,11 @@ export class Ingest {
     }
   }
 
-  /** Writers wait from here on, as for journal room, until `release`; what they had sent before is appended. */
-  hold(): void {
+  /** Writers wait from here on, as for journal room, until `release`, which has to come by `untilUs`; what they had sent before is appended. */
+  hold(untilUs: number): void {
     this.flushBatch();
     this.held = true;
+    this.heldUntilUs = untilUs;
   }
 
   release(): void {
@@ -347,6 +349,11 @@ export class Ingest {
 
   get holding(): boolean {
     return this.held;
+  }
+
+  /** Longest that writers are held from now on, whole seconds; null = they are not. */
+  get heldSeconds(): number | null {
+    return this.held ? Math.max(0, Math.ceil((this.heldUntilUs - this.reactor.nowUs) / 1e6)) : null;
   }
 
   /**
