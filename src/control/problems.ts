@@ -20,9 +20,11 @@ function sentences(issue: z.core.$ZodIssue, input: unknown, known: readonly stri
       return `unknown key ${JSON.stringify(key.slice(0, 64))}, ${hint}`;
     });
   }
-  const path = issue.path.map(String).join('.');
+  const path = issue.path.map((part, i) => (typeof part === 'number' ? `[${part}]` : `${i === 0 ? '' : '.'}${String(part)}`)).join('');
   if (path === '') return [`the request must be a JSON object with the keys ${known.join(', ')}`];
   const value = valueAt(input, issue.path);
-  const must = issue.message.startsWith('must ') ? issue.message : `is not valid: ${issue.message.replace(/^Invalid input: /, '')}`;
-  return value === undefined ? [`${path} is missing${issue.message.startsWith('must ') ? `, it ${must}` : ''}`] : [`${path} ${must}, not ${showValue(value)}`];
+  // Every part of the schema has a sentence of its own; zod's words are no help to anybody.
+  const rule = issue.message.startsWith('must ') ? issue.message : undefined;
+  if (value === undefined) return [`${path} is missing${rule === undefined ? '' : `, it ${rule}`}`];
+  return [rule === undefined ? `${path} cannot be ${showValue(value)}` : `${path} ${rule}, not ${showValue(value)}`];
 }

@@ -9,27 +9,27 @@
 
 import { z } from 'zod';
 import { POSITION_RULE, parsePosition } from '../../base/position.js';
-import { Name, Device, DeviceOrSet, Ranges, LsnNumber, DeviceSize, Wait } from './words.js';
+import { Name, Device, DeviceOrSet, DeviceSize, Flag, FlagWord, LsnNumber, LsnWord, Ranges, Wait, WaitSeconds, WaitSecondsWord } from './words.js';
 
 const waiting = {
   wait: Wait.default('durable'),
   /** How long to wait for `applied`; the operation stays done when the time is over. */
-  waitSeconds: z.number().positive().max(86_400).default(60),
+  waitSeconds: WaitSeconds,
   /** Not in passing: writers are held until every secondary has executed it; refused when one does not come along within `waitSeconds`. */
-  halt: z.boolean().optional(),
+  halt: Flag.optional(),
 };
 
 /** POST /v1/groups/{group}/volumes */
 export const CreateVolumeBody = z.strictObject({ name: Name, size: DeviceSize, ...waiting });
 export type CreateVolumeBody = z.output<typeof CreateVolumeBody>;
 
-const force = z.boolean().default(false);
+const force = Flag.default(false);
 
 /** POST /v1/groups/{group}/snapshots: `source@name` of a volume's source, `volume@name` of a snapshot's; without source the set `@name` of all volumes. */
 export const SnapshotBody = z.strictObject({
   source: Device.nullable().default(null), name: Name,
   /** On this node only, primary or secondary: VOLUME~NAME. */
-  local: z.boolean().optional(), ...waiting,
+  local: Flag.optional(), ...waiting,
 });
 export type SnapshotBody = z.output<typeof SnapshotBody>;
 
@@ -64,28 +64,30 @@ export type CloneBody = z.output<typeof CloneBody>;
 /** POST /v1/groups/{group}/adopt: the sealed local snapshot VOLUME~NAME of every node becomes VOLUME@name. */
 export const AdoptBody = z.strictObject({ local: Device, name: Name, force, ...waiting });
 
+const DIGEST_RULE = 'must be 32 hexadecimal digits';
+
 /** POST /v1/groups/{group}/seal, on each node: makes a local snapshot read-only; again, with `known`, notes the digest of its content. */
 export const SealBody = z.strictObject({
   device: Device,
-  known: z.strictObject({ digest: z.string().regex(/^[0-9a-f]{32}$/, 'must be 32 hexadecimal digits'), sealedLsn: LsnNumber }).nullable().default(null),
+  known: z.strictObject({ digest: z.string(DIGEST_RULE).regex(/^[0-9a-f]{32}$/, DIGEST_RULE), sealedLsn: LsnNumber }, 'must be an object of digest and sealedLsn').nullable().default(null),
   /** Make it writable again instead. */
-  undo: z.boolean().default(false),
+  undo: Flag.default(false),
   force,
 });
 
 /** DELETE /v1/groups/{group}/devices/{device}; a query, hence words. */
 export const RemoveQuery = z.strictObject({
-  withSnapshots: z.stringbool().default(false),
-  force: z.stringbool().default(false),
+  withSnapshots: FlagWord.default(false),
+  force: FlagWord.default(false),
   wait: Wait.default('durable'),
-  waitSeconds: z.coerce.number().positive().max(86_400).default(60),
-  halt: z.stringbool().optional(),
+  waitSeconds: WaitSecondsWord,
+  halt: FlagWord.optional(),
 });
 
 /** POST /v1/groups/{group}/promote */
 export const PromoteBody = z.strictObject({
   /** Promote although the primary is still connected, or although records that were received cannot be applied. */
-  force: z.boolean().default(false),
+  force: Flag.default(false),
 });
 
 /** POST /v1/groups/{group}/flush */
@@ -97,9 +99,9 @@ export type FlushBody = z.output<typeof FlushBody>;
 
 /** GET /v1/groups/{group}/journal; `from` defaults to the oldest retained record, `to` to the last appended. */
 export const JournalQuery = z.strictObject({
-  from: z.coerce.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER).optional(),
-  to: z.coerce.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER).optional(),
-  follow: z.stringbool().default(false),
+  from: LsnWord.optional(),
+  to: LsnWord.optional(),
+  follow: FlagWord.default(false),
 });
 
 const PositionText = z.string(`must be ${POSITION_RULE}`).transform((text, context) => {
@@ -115,11 +117,11 @@ export const ExportBody = z.strictObject({
   /** Where a new cursor begins; default: at the oldest record that is retained. */
   from: z.union([LsnNumber, PositionText], `must be an LSN, or ${POSITION_RULE}`).optional(),
   /** Go on with records as they become durable. */
-  follow: z.boolean().default(false),
+  follow: Flag.default(false),
 });
 
 /** POST /v1/groups/{group}/cursors/{cursor}/ack */
 export const CursorAckBody = z.strictObject({ position: PositionText });
 
 /** POST /v1/groups/{group}/drain */
-export const DrainBody = z.strictObject({ waitSeconds: z.number().positive().max(86_400).default(60) });
+export const DrainBody = z.strictObject({ waitSeconds: WaitSeconds });

@@ -22,14 +22,36 @@ export const DeviceOrSet = z
   .string('must be VOLUME, VOLUME@SNAPSHOT or @SET')
   .refine((words) => parseDeviceName(words) !== undefined || parseSetName(words) !== undefined, `must be VOLUME, VOLUME@SNAPSHOT or @SET, each ${NAME_RULE}`);
 
-const rangeRule = `must be [offset, length] in bytes, whole multiples of ${BLOCK_BYTES}`;
-const rangeNumber = z.number(rangeRule).int(rangeRule).nonnegative(rangeRule).max(MAX_DEVICE_BYTES, rangeRule).multipleOf(BLOCK_BYTES, rangeRule);
+const rangeNumber = (what: string) => {
+  const rule = `must be ${what} in bytes, a multiple of ${BLOCK_BYTES} from 0 to ${MAX_DEVICE_BYTES}`;
+  return z.number(rule).int(rule).nonnegative(rule).max(MAX_DEVICE_BYTES, rule).multipleOf(BLOCK_BYTES, rule);
+};
 /** What is looked at of a request; how many of them an operation takes is judged with the rest of it. */
 const RANGES_READ = 1024;
 /** Parts of a device, ascending and apart; none = all of it. */
-export const Ranges = z.array(z.tuple([rangeNumber, rangeNumber], rangeRule)).max(RANGES_READ, `must be at most ${MAX_RANGES} at a time (do it in parts)`).default([]);
+export const Ranges = z.array(z.tuple([rangeNumber('an offset'), rangeNumber('a length')], 'must be [offset, length] in bytes'), 'must be a list of [offset, length] in bytes').max(RANGES_READ, `must be at most ${MAX_RANGES} at a time (do it in parts)`).default([]);
 
-export const LsnNumber = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
+const lsnRule = `must be an LSN, a whole number from 0 to ${Number.MAX_SAFE_INTEGER}`;
+export const LsnNumber = z.number(lsnRule).int(lsnRule).nonnegative(lsnRule).max(Number.MAX_SAFE_INTEGER, lsnRule);
+
+/** An LSN in a query, hence words; nothing is no LSN. */
+export const LsnWord = z.string(lsnRule).regex(/^\d{1,16}$/, lsnRule).transform(Number).refine(Number.isSafeInteger, lsnRule);
+
+/** On or off. */
+export const Flag = z.boolean('must be true or false');
+
+/** The same in a query. */
+export const FlagWord = z.stringbool('must be "true" or "false"');
+
+const MAX_WAIT_SECONDS = 86_400;
+const secondsRule = `must be seconds, more than 0 and at most ${MAX_WAIT_SECONDS}`;
+const seconds = z.number(secondsRule).positive(secondsRule).max(MAX_WAIT_SECONDS, secondsRule);
+
+/** Longest time that something is waited for. */
+export const WaitSeconds = seconds.default(60);
+
+/** The same in a query. */
+export const WaitSecondsWord = z.string(secondsRule).regex(/^\d+(\.\d+)?$/, secondsRule).transform(Number).pipe(seconds).default(60);
 
 const sizeRule = `must be a size such as "10G" or 10737418240, a multiple of ${BLOCK_BYTES}, from ${BLOCK_BYTES} to ${formatSize(MAX_DEVICE_BYTES)}`;
 
