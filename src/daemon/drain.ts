@@ -4,6 +4,7 @@
  * Owns: the sentences about who is behind, and where there is nothing to drain. Must not know: HTTP.
  */
 
+import { OperatorError } from '../base/errors.js';
 import { awaitedLinks, givenUpLinks } from '../control/schema/reach.js';
 import type { Reach } from '../control/schema/reach.js';
 import type { Group } from '../group/group.js';
@@ -42,16 +43,29 @@ function noticeOf(group: Group, links: Links): string | null {
   return `this node is secondary of group ${group.name} and sends to no other node, so there is nothing to drain here but cursors: drain its primary${primary === undefined ? '' : `, ${primary}`}${stopped}`;
 }
 
+/** Nobody takes the journal of a group that is fenced or stopped: throws OperatorError. */
+function refuseUnlessSending(group: Group): void {
+  if (group.role !== 'fenced' && group.role !== 'stopped') return;
+  throw new OperatorError(group.role === 'stopped' ? 'group/stopped' : 'role/not-primary', `group ${group.name} is ${group.role} on this node, and nobody takes its journal, so it cannot be drained: ${group.roleReason}`);
+}
+
 /** Answers when nobody is behind what is appended now, or when `limitUs` is over; fails when it can never be. */
 export function drain(reactor: Reactor, group: Group, links: Links, limitUs: number, answer: Answer): void {
   if (!group.hasContent) {
     answer.done({ lsn: 0, drained: true, behind: [], waitedFor: [], passedOver: [], notice: `group ${group.name} has nothing on this node yet, so there is nothing to drain here` });
     return;
   }
+  refuseUnlessSending(group);
   const { lsn } = group.position;
   const until = reactor.nowUs + limitUs;
   // Only what is durable here is exported at all.
   pollOnceDurable(reactor, group, lsn, POLL_US, answer, (once) => {
+    try {
+      refuseUnlessSending(group);
+    } catch (error) {
+      once.failed(error);
+      return;
+    }
     const late = behind(group, links, lsn);
     if (late.length === 0 || reactor.nowUs >= until || group.closed) once.done({ lsn, drained: late.length === 0, behind: late, ...reach(group, links), notice: noticeOf(group, links) });
   });

@@ -118,6 +118,20 @@ t.test('a secondary of a link is exported from, and drain waits for links and cu
   t.strictSame({ ...ask(a, { op: 'drain', group: GROUP, waitSeconds: 1 }) as DrainReply, lsn: 0 }, { lsn: 0, drained: true, behind: [], waitedFor: [], passedOver: ['b (its link was dropped)'], notice: null });
 });
 
+t.test('a group that is fenced cannot be drained: that is said at once, also to who waits already', async (t) => {
+  const { world, a, b, ask } = three(t);
+  a.start();
+  b.start();
+  ask(a, CREATE);
+  ask(a, { op: 'exportOpen', group: GROUP, cursor: 'tape', from: null });
+  const waiting = a.command({ op: 'drain', group: GROUP, waitSeconds: 3600 });
+  ask(b, { op: 'promote', group: GROUP, force: true });
+  world.run(() => a.group.role === 'fenced', { us: 60e6 });
+  t.throws(() => ask(a, { op: 'drain', group: GROUP, waitSeconds: 3600 }), { code: 'role/not-primary', message: /is fenced on this node, and nobody takes its journal/ });
+  world.run(() => waiting.ended, { us: 1e6 });
+  t.match(waiting.error, { code: 'role/not-primary' });
+});
+
 t.test('a cursor does not begin at what can still be lost, and begins there once it cannot', async (t) => {
   const { world, a, ask } = three(t);
   a.start();
