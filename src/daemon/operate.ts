@@ -141,12 +141,12 @@ function nodeNeeded(group: Group, request: OperationRequest): number {
 function carryOut(group: Group, links: Links, request: OperationRequest, pace: Pace, answer: Answer): void {
   if (answer.caller.gone) throw notDone(group, request.op);
   pace.begin();
-  const { operation, disconnect } = planFor(group, request);
+  const { operation, disconnect, notice } = planFor(group, request);
   // A refusal must not cost anybody a connection.
   group.operations.checkRoom();
   for (const id of disconnect) group.exports.disconnectDevice(id, `an operator asked for "${request.op}" with --force`);
   const performed = group.operations.perform(operation);
-  answerWhenDone(group, links, performed, devicesOf(operation), request, pace, answer);
+  answerWhenDone(group, links, performed, devicesOf(operation), notice ?? null, request, pace, answer);
 }
 
 /** An operation that was not appended before whoever asked for it had gone. */
@@ -155,8 +155,8 @@ function notDone(group: Group, op: string): OperatorError {
   return callerGone();
 }
 
-/** `changed`: devices that the reply tells about. What was performed stays, whoever goes. */
-function answerWhenDone(group: Group, links: Links, performed: Performed, changed: readonly number[], request: Waiting & { readonly op: string }, pace: Pace, answer: Answer): void {
+/** `changed`: devices that the reply tells about; `remark`: what else it says. What was performed stays, whoever goes. */
+function answerWhenDone(group: Group, links: Links, performed: Performed, changed: readonly number[], remark: string | null, request: Waiting & { readonly op: string }, pace: Pace, answer: Answer): void {
   const once = endingOnce(answer, (gone) => {
     if (gone) group.log.warn(`the caller of ${request.op} has gone: it was appended at LSN ${performed.lsn}, and stays`);
   });
@@ -167,7 +167,7 @@ function answerWhenDone(group: Group, links: Links, performed: Performed, change
     });
     const cursors = group.retention.cursors.all().map(({ name, position }) => ({ name, lsn: position.lsn }));
     const reach = waited === 'applied' ? reachOfOperation(links.status(group.name), cursors, performed.lsn) : { waitedFor: [], passedOver: [] };
-    return { lsn: performed.lsn, device: devices[0] ?? null, devices, dataThreadUs: performed.dataThreadUs, waited, ...reach, notice };
+    return { lsn: performed.lsn, device: devices[0] ?? null, devices, dataThreadUs: performed.dataThreadUs, waited, ...reach, notice: [notice, remark].filter((one) => one !== null).join('; ') || null };
   };
   once.alsoEnd(group.operations.whenDurable(performed.endLsn, (error) => {
     if (error !== undefined) once.failed(error);

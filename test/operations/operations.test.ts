@@ -101,6 +101,16 @@ t.test('a group snapshot is one set: made, restored, refreshed, renamed and remo
   t.equal(await differences(pair), '');
 });
 
+t.test('removing a volume with its snapshots says what is left of the sets that they were members of', async (t) => {
+  await volume('w', 'ww');
+  const made = await control.snapshot('g', { source: null, name: 'left' });
+  const reply = await control.remove('g', 'w', { withSnapshots: true });
+  t.equal(reply.notice, `with g/w its members of group snapshots were removed: of members @left has ${made.devices.length - 1} left`);
+  await control.remove('g', '@left');
+  await volume('w', 'ww');
+  t.equal((await control.remove('g', 'w', { withSnapshots: true })).notice, null);
+});
+
 t.test('resize: open connections see it, what was cut off never comes back, clients of the secondary are closed', async (t) => {
   await volume('z', 'z'.repeat(8), 8 * BLOCK);
   const client = await open(primary, 'z', false);

@@ -80,7 +80,7 @@ export const OperationReply = z.object({
   /** Of `applied`: the secondaries that have executed it, and who was not waited for (dropped links, cursors that are behind). */
   waitedFor: z.array(z.string()).default([]),
   passedOver: z.array(z.string()).default([]),
-  /** A sentence when `waited` is less than what was asked for: who is behind, and why. */
+  /** A sentence when `waited` is less than what was asked for (who is behind, and why), or when more was done than was named. */
   notice: z.string().nullable(),
 });
 export type OperationReply = z.infer<typeof OperationReply>;

@@ -31,6 +31,8 @@ export interface Plan {
   readonly operation: Operation;
   /** Devices whose clients have to be disconnected first; the operator has agreed to that. */
   readonly disconnect: readonly number[];
+  /** What the operator should know of it, beside that it was done. */
+  readonly notice?: string;
 }
 
 function existing(judged: Judged, name: string): Device {
@@ -208,6 +210,9 @@ export function planResize(judged: Judged, name: string, sizeBytes: number, forc
   return { operation, disconnect: clientsToDisconnect(judged, [device], 'its end is cut off', force) };
 }
 
+/** So many are named when members of sets go. */
+const SETS_NAMED = 5;
+
 export function planRemove(judged: Judged, name: string, withSnapshots: boolean, force: boolean): Plan {
   const { tree } = judged;
   const doomed: Device[] = [];
@@ -228,7 +233,21 @@ export function planRemove(judged: Judged, name: string, withSnapshots: boolean,
     throw new OperatorError('operation/too-large', `${judged.group}/${name} has ${doomed.length - 1} snapshots, more than one operation can remove; remove some of them first`);
   }
   unprotected(judged, doomed);
-  return { operation: { op: 'remove', devices: doomed.map((one) => one.id) }, disconnect: clientsToDisconnect(judged, doomed, 'it is removed', force) };
+  const plan = { operation: { op: 'remove', devices: doomed.map((one) => one.id) }, disconnect: clientsToDisconnect(judged, doomed, 'it is removed', force) } as const;
+  const notice = withSnapshots ? setsReduced(judged, name, doomed) : undefined;
+  return notice === undefined ? plan : { ...plan, notice };
+}
+
+/** What is left of the sets that a volume's snapshots were members of: restoring one restores less from now on. */
+function setsReduced(judged: Judged, name: string, doomed: readonly Device[]): string | undefined {
+  const sets = [...new Set(doomed.flatMap(({ set }) => (set === '' ? [] : [set])))];
+  if (sets.length === 0) return undefined;
+  const left = sets.slice(0, SETS_NAMED).map((set) => {
+    const members = judged.tree.membersOf(set).filter((member) => !doomed.includes(member)).length;
+    return `@${set} has ${members === 0 ? 'none left and is gone' : `${members} left`}`;
+  });
+  const more = sets.length > SETS_NAMED ? `, and ${sets.length - SETS_NAMED} more group snapshots` : '';
+  return `with ${judged.group}/${name} its members of group snapshots were removed: of members ${left.join(', ')}${more}`;
 }
 
 export function planRename(judged: Judged, name: string, newName: string, force: boolean): Operation {
