@@ -6,7 +6,7 @@
 
 import type { Readable, Writable } from 'node:stream';
 import { OperatorError } from '../base/errors.js';
-import { NAME_RULE, parseExportName } from '../base/names.js';
+import { NAME_RULE, parseExportName, parseSetName } from '../base/names.js';
 import { ControlClient, ControlError } from '../control/client.js';
 import type { Waits } from '../control/client.js';
 import { passedOverWords } from '../control/schema/reach.js';
@@ -117,6 +117,10 @@ function appliedWords(reply: OperationReply): string {
 /** `group/device`; OperatorError `usage` for anything else. */
 export function deviceArgument(words: string): { group: string; device: string } {
   const name = parseExportName(words);
+  const slash = words.indexOf('/');
+  if (name === undefined && slash > 0 && parseSetName(words.slice(slash + 1)) !== undefined) {
+    throw new OperatorError('usage', `${JSON.stringify(words)} is a group snapshot, which this command does not take: name one of its members, ${words.slice(0, slash)}/VOLUME${words.slice(slash + 1)}`);
+  }
   if (name?.device === undefined) throw new OperatorError('usage', `${JSON.stringify(words)} is no device: name it as GROUP/VOLUME, GROUP/VOLUME@SNAPSHOT or GROUP/VOLUME~LOCAL, each name ${NAME_RULE}`);
   return { group: name.group, device: name.device };
 }

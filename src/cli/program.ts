@@ -4,6 +4,7 @@
  */
 
 import { Command, CommanderError } from 'commander';
+import { nearest } from '../base/nearest.js';
 import { VERSION } from '../base/version.js';
 import { registerAdoption } from './commands/adopt.js';
 import { registerAttachment } from './commands/attach.js';
@@ -47,6 +48,7 @@ export async function runCommandLine(argv: readonly string[], streams: Streams):
   program.command('freeze-watchdog <mountpoint>', { hidden: true })
     .requiredOption('--timeout <seconds>', 'thaw after this time')
     .action(register(runWatchdog));
+  for (const parent of [program, ...program.commands.filter((one) => one.commands.length > 0)]) helpFor(parent);
   try {
     await program.parseAsync(argv, { from: 'user' });
     return context?.exitCode ?? EXIT_OK;
@@ -54,6 +56,23 @@ export async function runCommandLine(argv: readonly string[], streams: Streams):
     if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT_OK : EXIT_OPERATOR;
     return (context ?? new Context(streams, { json })).fail(error);
   }
+}
+
+/** In place of commander's, which shows the whole help for a command that there is not, without saying so. */
+function helpFor(parent: Command): void {
+  parent.helpCommand(false);
+  parent.command('help [command...]').description('display help for command').action((words: string[]) => {
+    let shown = parent;
+    for (const word of words) {
+      const found = shown.commands.find((one) => one.name() === word);
+      if (found === undefined) {
+        const meant = nearest(word, shown.commands.map((one) => one.name()));
+        parent.error(`error: unknown command '${word}'${meant === undefined ? '' : ` (Did you mean ${meant}?)`}`, { exitCode: EXIT_OPERATOR });
+      }
+      shown = found;
+    }
+    shown.outputHelp();
+  });
 }
 
 /** commander's words for a usage error in the shape of ours. */

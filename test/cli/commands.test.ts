@@ -101,6 +101,11 @@ t.test('with --json every command prints one JSON value per line, before or afte
 const USAGE: readonly [readonly string[], RegExp][] = [
   [[], /^Usage: lockstep/],
   [['crate', 'g/v', '1G'], /^lockstep: unknown command 'crate' \(Did you mean create\?\)/],
+  [['help', 'nope'], /^lockstep: unknown command 'nope' \(lockstep --help/],
+  [['help', 'crate'], /^lockstep: unknown command 'crate' \(Did you mean create\?\)/],
+  [['help', 'link', 'dorp'], /^lockstep: unknown command 'dorp' \(Did you mean drop\?\)/],
+  [['link', 'help', 'dorp'], /^lockstep: unknown command 'dorp' \(Did you mean drop\?\)/],
+  [['clone', 'g/@s', 'x'], /^lockstep: "g\/@s" is a group snapshot, which this command does not take: name one of its members, g\/VOLUME@s/],
   [['create', 'g/v'], /missing required argument 'size'/],
   [['create', 'g/v', '1G', 'x'], /too many arguments/],
   [['create', 'g/v', '1G', '--sise', '3'], /unknown option '--sise'/],
@@ -149,6 +154,8 @@ t.test('usage errors are sentences with exit code 2, in JSON too, and reach nobo
 t.test('help and version are no errors', async (t) => {
   t.match(await runCli(['--help']), { code: 0, out: /Usage: lockstep/ });
   t.match(await runCli(['help', 'attach']), { code: 0, out: /--dead-timeout/ });
+  t.match(await runCli(['help']), { code: 0, out: /Usage: lockstep/ });
+  t.match(await runCli(['help', 'link', 'drop']), { code: 0, out: /Usage: lockstep link drop/ });
   t.match(await runCli(['create', '--help']), { code: 0, out: /--wait <what>/ });
   t.match(await runCli(['--version']), { code: 0, out: /^0\.1\.0\n$/ });
 });
