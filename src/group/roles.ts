@@ -22,8 +22,6 @@ import { writeState } from './content/statefile.js';
 import type { StateFile } from './content/statefile.js';
 
 export interface RolesOptions extends PlaceOptions {
-  /** Of this node. */
-  readonly node: string;
   /** Names of the peers that a primary asks after an unclean stop. */
   readonly peers: readonly string[];
   /** How long it waits while none of them gives it anything, microseconds. */

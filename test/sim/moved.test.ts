@@ -97,6 +97,69 @@ t.test('what two moves have left is removed', async (t) => {
   rig.verify();
 });
 
+const OWN_PATH = 'the journal of the group in /data/groups/g';
+
+t.test("what another node's journal may be is left alone, though state.json names it, and the path and the group are the same there", async (t) => {
+  for (const from of [BEFORE, undefined]) {
+    for (const note of [`${OWN_PATH} on node other\n`, `${OWN_PATH}\n`, undefined]) {
+      // A copy of the other node's data, on a machine where its journal's directory is reached under the same path.
+      const rig = stopped(60, from);
+      const { disk } = rig.host.node;
+      const before = from ?? Rig.path('journal');
+      if (note === undefined) disk.unlink(`${before}/owner`);
+      else write(rig, `${before}/owner`, note);
+      const there = disk.paths(before);
+      t.ok(there.length > 1);
+      move(rig, NOW);
+      t.equal(rig.tryStart(), undefined);
+      t.same(disk.paths(before), there, `${from ?? "the group's own directory"}: ${note ?? 'no note'}`);
+      t.ok(rig.host.log.some((line) => line.includes(`the journal lay in ${before} before, and nothing is removed there`)));
+      t.equal(stateOf(rig).formerJournals, undefined);
+      rig.verify();
+      rig.dispose();
+    }
+  }
+});
+
+t.test("another node's directory is refused, and one with a note of the older form taken, and noted anew", async (t) => {
+  const rig = stopped(61, BEFORE);
+  t.teardown(() => rig.dispose());
+  const { disk } = rig.host.node;
+  const owner = `${BEFORE}/owner`;
+  const noteThere = (): string => new TextDecoder().decode(disk.peek(owner, 0, disk.file(owner).size));
+  t.equal(noteThere(), `${OWN_PATH} on node node\n`);
+  write(rig, owner, `${OWN_PATH} on node other\n`);
+  const there = disk.paths(BEFORE);
+  t.match(rig.tryStart(), /\/other\/journal holds the journal of the group in \/data\/groups\/g on node other, and this is node node; .* remove \/other\/journal\/owner$/);
+  t.same(disk.paths(BEFORE), there);
+  rig.host.crash('kill');
+  write(rig, owner, `${OWN_PATH}\n`);
+  t.equal(rig.tryStart(), undefined);
+  t.equal(noteThere(), `${OWN_PATH} on node node\n`);
+  rig.verify();
+  rig.host.crash('kill');
+  disk.unlink(owner);
+  t.equal(rig.tryStart(), undefined, 'what the refusal says helps');
+  rig.verify();
+});
+
+t.test('a note that cannot be written on a full disk keeps nobody from starting', async (t) => {
+  const rig = stopped(62);
+  t.teardown(() => rig.dispose());
+  const { disk } = rig.host.node;
+  const owner = Rig.path('journal/owner');
+  disk.unlink(owner);
+  disk.faults.hook = ({ op, path }) => (op === 'open' && path === `${owner}.tmp` ? 28 : 0);
+  t.equal(rig.tryStart(), undefined);
+  t.ok(rig.host.log.some((line) => line.includes('cannot note whose journal it is')));
+  t.notOk(disk.paths(Rig.path('journal')).includes(owner));
+  disk.faults.hook = undefined;
+  rig.host.crash('kill');
+  t.equal(rig.tryStart(), undefined);
+  t.ok(disk.paths(Rig.path('journal')).includes(owner));
+  rig.verify();
+});
+
 t.test("what is another group's by now is left alone", async (t) => {
   for (const how of ['its note', 'no note', 'its segment'] as const) {
     const rig = stopped(22, BEFORE);

@@ -49,7 +49,6 @@ import { LOCAL_ARENA_BYTES, LocalContent } from '../local/content.js';
 import { VolatileRounds } from './volatile.js';
 
 export interface ContentOptions extends PlaceOptions {
-  readonly node: string;
   readonly groupId: string;
   readonly journal: Omit<JournalOptions, 'directory' | 'groupId'>;
   readonly destager: DestagerOptions;
@@ -90,6 +89,8 @@ export interface Recovered {
   /** What of the newest checkpoint slot was unreadable, if anything. */
   readonly damagedSlot: string | undefined;
   readonly staleFiles: readonly string[];
+  /** Why the note whose journal it is could not be written, if it could not. */
+  readonly unnoted: string | undefined;
 }
 
 export class Content {
@@ -117,7 +118,7 @@ export class Content {
   readonly spareBlocks: readonly [number, number];
   /** No device may be longer than this. */
   readonly longestFileBytes: number;
-  recovered: Recovered = { batches: 0, tornAt: 0, damagedSlot: undefined, staleFiles: [] };
+  recovered: Recovered = { batches: 0, tornAt: 0, damagedSlot: undefined, staleFiles: [], unnoted: undefined };
 
   /** Set when a record could not be executed: everything behind it is kept, nothing is executed. */
   applyProblem: string | undefined;
@@ -176,6 +177,7 @@ export class Content {
   report(log: Log): void {
     const { recovered } = this;
     if (recovered.damagedSlot !== undefined) log.warn('a checkpoint slot was not readable; the other one was used', { slot: recovered.damagedSlot });
+    if (recovered.unnoted !== undefined) log.warn(`cannot note whose journal it is (${recovered.unnoted}); the next start tries again`);
     if (recovered.tornAt !== 0) log.info('erased what lay behind the end of the journal; nothing in it had been acknowledged as durable');
     log.info('opened', { lsn: this.journal.appendedLsn, checkpoint: this.checkpointer.committedAt.lsn, batches: recovered.batches, devices: this.core.tree.count });
     if (this.applyProblem !== undefined) log.error(`has not executed what its journal holds from LSN ${this.appliedLsn} on: ${this.applyProblem}`);

@@ -12,8 +12,9 @@
  *   state.json: nowhere else                                 done
  *
  * Nothing is removed where it is not certain whose it is: a directory of a group
- * can be given to another one, and the way to it may lead to where the journal
- * lies now (a symbolic link, a bind mount).
+ * can be given to another one, the way to it may lead to where the journal lies
+ * now (a symbolic link, a bind mount), and state.json may be a copy of another
+ * node's, whose directory is reached from here, too.
  */
 
 import { Errno, IoError } from '../../base/errors.js';
@@ -62,8 +63,8 @@ function notOurs(reactor: Reactor, options: PlaceOptions, groupId: string, direc
   if ((namesIn(io, directory) ?? []).length === 0) return undefined;
   if (leadsTo(io, directory, journalDirectoryOf(options))) return 'it is the directory that the journal lies in';
   const note = noteIn(io, directory);
-  // Without a note is only what lies in the group's own directory, if no other group was told to use that.
-  if (note === undefined ? directory !== `${options.directory}/journal` : note !== ownNote(options)) return `it holds ${note?.trim() ?? 'no note whose it is'}`;
+  // Also in the group's own directory: a link or a mount there may lead to what another node, of which this one is a copy, uses.
+  if (note !== ownNote(options)) return `it holds ${note?.trim() ?? 'no note whose it is'}; if nothing else uses it, remove it`;
   const other = headersIn(reactor, directory).find(({ header }) => header.groupId !== groupId);
   return other === undefined ? undefined : `${other.path} belongs to the journal of another group (id ${other.header.groupId})`;
 }

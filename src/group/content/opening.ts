@@ -78,7 +78,7 @@ export function openContent(reactor: Reactor, options: ContentOptions, extent: J
   if (found === undefined) throw new CorruptionError(`${directory}/checkpoint-0`, 0, 'there is no checkpoint, although the group was created');
   let { sequence, body } = found.slot;
   if (body.groupId !== options.groupId) throw new CorruptionError(slotPath(directory, sequence), 0, `this checkpoint belongs to group ${body.groupId}, not to ${options.groupId}`);
-  if (extent.opening !== undefined) claim(reactor, options, true);
+  const unnoted = extent.opening === undefined ? undefined : claim(reactor, options, true);
   if (extent.opening === 'accepted') ({ sequence, body } = leaveHistory(reactor, directory, found.slot));
   const nodeReads = new NodeReads(reactor);
   const file = closing(nodeReads, () => MapFile.open(nodeReads, directory, body.mapFile, options.groupId, body.mapLength));
@@ -95,7 +95,7 @@ export function openContent(reactor: Reactor, options: ContentOptions, extent: J
     else beginAnew(reactor, content, body.at);
     content.floorLsn = knownFinal(content);
     content.checkpointer.foundFiles(MapFile.numbers(io, directory), found.older?.body.mapFile);
-    content.recovered = { ...content.recovered, damagedSlot: found.damaged, staleFiles: content.store.layers.reconcile() };
+    content.recovered = { ...content.recovered, unnoted, damagedSlot: found.damaged, staleFiles: content.store.layers.reconcile() };
     // Local devices are written in place, and the journal does not have their bytes.
     if (extent.suspect === true) content.store.layers.reread(isLocalDevice);
     else content.store.layers.syncCurrent(isLocalDevice);

@@ -16,7 +16,7 @@
  *   the same                in another way     refused
  */
 
-import { CorruptionError, Errno, OperatorError } from '../../base/errors.js';
+import { CorruptionError, Errno, IoError, OperatorError } from '../../base/errors.js';
 import { mkdirs, must, readWholeFile, replaceFile } from '../../io/file.js';
 import { SCRATCH_BYTES, SCRATCH_OFFSET } from '../../io/arena.js';
 import type { Io } from '../../io/io.js';
@@ -40,6 +40,8 @@ export interface Place {
 
 export interface PlaceOptions {
   readonly name: string;
+  /** Name of this node. */
+  readonly node: string;
   readonly directory: string;
   /** Where the journal lies; absent: in `directory`. */
   readonly journalDirectory?: string;
@@ -54,6 +56,7 @@ export type Opening = 'journal' | 'anew' | 'accepted';
 
 export const OWNER_FILE = 'owner';
 const NOTE = 'the journal of the group in ';
+const ON_NODE = ' on node ';
 /** A remedy of its own, beside the usual one for a group that cannot be opened. */
 const CODE_PREFIX = 'journal/';
 
@@ -78,29 +81,61 @@ function refuse(code: string, sentence: string): never {
 
 // ---- whose directory it is ----------------------------------------------------------------------------
 
-/** What the note in a directory of this group's says. */
-export function ownNote(options: Pick<PlaceOptions, 'directory'>): string {
-  return `${NOTE}${options.directory}\n`;
+/**
+ * What the note in a directory of this group's says. The node, too: the path and the group's id alone may be the same on
+ * two nodes, and both may reach the directory (containers, a shared file system).
+ */
+export function ownNote(options: Pick<PlaceOptions, 'directory' | 'node'>): string {
+  return `${NOTE}${options.directory}${ON_NODE}${options.node}\n`;
+}
+
+/** The path and the node in a note; `node` undefined: of the older form, which names none. Undefined: no note of a group. */
+function noted(note: string | undefined): { readonly path: string; readonly node: string | undefined } | undefined {
+  if (note?.startsWith(NOTE) !== true) return undefined;
+  const words = note.slice(NOTE.length).trimEnd();
+  // The path ends in a group's name, which has no spaces.
+  const [path, node] = [words.slice(0, words.lastIndexOf(ON_NODE)), words.slice(words.lastIndexOf(ON_NODE) + ON_NODE.length)];
+  return words.includes(ON_NODE) && !node.includes('/') ? { path, node } : { path: words, node: undefined };
 }
 
 /**
- * Makes the journal's directory, and notes in one outside of the group's whose it is. `existing`: the group has been
- * opened before, and may have been moved itself. Throws OperatorError when it is another group's; IoError.
+ * Makes the journal's directory, and notes in it whose it is. `existing`: the group has been opened before, and may have
+ * been moved itself. Returns why a note could not be written where the group can go on without it; undefined: it is
+ * there. Throws OperatorError when it is another group's or node's; IoError.
  */
-export function claim(reactor: Reactor, options: PlaceOptions, existing: boolean): void {
+export function claim(reactor: Reactor, options: PlaceOptions, existing: boolean): string | undefined {
   const { io } = reactor;
   const directory = journalDirectoryOf(options);
   mkdirs(io, directory);
-  if (options.journalDirectory === undefined) return;
   const note = ownNote(options);
   const found = noteIn(io, directory);
-  if (found === note) return;
-  // Whether the segments are this group's, their headers say.
-  const gone = found?.startsWith(NOTE) === true && !exists(io, `${found.slice(NOTE.length).trimEnd()}/state.json`);
-  if (found !== undefined && !(existing && gone)) {
+  if (found === note) return undefined;
+  // The group's own comes along when its directory is copied or moved.
+  const own = options.journalDirectory === undefined;
+  if (!own && found !== undefined) refuseOthers(io, options, directory, found, existing);
+  try {
+    replaceFile(io, directory, OWNER_FILE, new TextEncoder().encode(note));
+  } catch (error) {
+    // An older version made do with what is there, and a full disk must not keep a group from starting.
+    if (!(error instanceof IoError) || !existing || !(own || noted(found)?.path === options.directory)) throw error;
+    return error.message;
+  }
+  return undefined;
+}
+
+/** `found` is not `ownNote`. Whether the segments are this group's, their headers say. Throws OperatorError, IoError. */
+function refuseOthers(io: Io, options: PlaceOptions, directory: string, found: string, existing: boolean): void {
+  const { path, node } = noted(found) ?? {};
+  if (node !== undefined && node !== options.node) {
+    refuse('other-node', `group ${options.name}: ${directory} holds ${found.trim()}, and this is node ${options.node}; give the group of each node a journal.directory of its own. ` +
+      `If that is a copy, made to build this node anew, or this node had that name before: remove ${directory}/${OWNER_FILE}`);
+  }
+  // Nothing is made in what an older version's note leaves open: another node's journal may lie there.
+  const ours = path === options.directory && (existing || segmentsIn(io, directory).length === 0);
+  const gone = existing && path !== undefined && !exists(io, `${path}/state.json`);
+  if (!ours && !gone) {
     refuse('other-group', `group ${options.name}: ${directory} holds ${found.trim()}; give each group a journal.directory of its own. If that group is gone for good, remove the directory`);
   }
-  replaceFile(io, directory, OWNER_FILE, new TextEncoder().encode(note));
 }
 
 function exists(io: Io, path: string): boolean {
