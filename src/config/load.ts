@@ -38,7 +38,7 @@ export function loadConfig(path: string): Loaded {
     if (role === 'secondary' && peers.length === 0) warnings.push(`group ${name} has no peers: as a secondary it follows nobody by itself, and has to be fed with: lockstep journal import ${name}`);
   }
   if (problems.length > 0) throw new OperatorError('config/secret', listed(path, problems));
-  file.groups.forEach((group, g) => checkJournalDirectory(group.journal, `groups[${g}]`, problems, warnings));
+  file.groups.forEach((group, g) => checkJournalDirectory(group, file, `groups[${g}]`, problems, warnings));
   if (problems.length > 0) throw new OperatorError('config/journal', listed(path, problems));
   return { config: { ...file, groups }, warnings: [...new Set(warnings)] };
 }

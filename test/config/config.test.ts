@@ -189,6 +189,28 @@ t.test('a journal directory is looked at: what it lies on, and who else may chan
   t.match(load({ directory: join(file, 'g') }), /cannot look at/);
 });
 
+t.test('a journal is not put among the other files of a group', async (t) => {
+  const directory = t.testdir({ data: { groups: { g: { local: {} } } }, elsewhere: {}, 'link-to-local': t.fixture('symlink', 'data/groups/g/local'), linked: { groups: { g: t.fixture('symlink', '../../elsewhere') } } });
+  const file = join(directory, 'c.json');
+  const load = (where: string, data = 'data'): string => {
+    writeFileSync(file, JSON.stringify(withGroup({ journal: { directory: join(directory, where), size: '32M', segmentSize: '8M' } }, { dataDirectory: join(directory, data) })));
+    try {
+      loadConfig(file);
+      return '';
+    } catch (error) {
+      t.type(error, OperatorError);
+      return (error as OperatorError).message;
+    }
+  };
+  const amid = /groups\[0\]\.journal\.directory: .* is inside of .*\/groups.*, where groups keep other files, .*: leave it out, and the journal lies in .*\/groups\/g\/journal, or use a directory outside of .*/;
+  for (const where of ['data/groups/g/local', 'data/groups/g/local/', 'data/groups/g/layers', 'data/groups/g/none/yet', 'data/groups/g', 'data/groups', 'data/groups/h/local', 'data/groups/g/journal/below', 'link-to-local', 'link-to-local/below']) {
+    t.match(load(where), amid, where);
+  }
+  t.match(load('elsewhere/local', 'linked'), amid, "the group's directory is a link");
+  for (const where of ['data/groups/g/journal', 'data/groups/h/journal', 'data/groups-of-journals/g', 'elsewhere', 'none/yet']) t.notMatch(load(where), /is inside of/, where);
+  t.notMatch(load('elsewhere/journal', 'linked'), /is inside of/);
+});
+
 t.test('the help names every key with its default, and its example is valid', async (t) => {
   const rows = configRows();
   const keys = rows.map((row) => row.key);
