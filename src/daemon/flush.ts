@@ -1,6 +1,6 @@
 /**
  * `flush`: waiting until what is appended now is durable, destaged, or in a
- * committed checkpoint, and having it done.
+ * committed checkpoint that needs no journal for it, and having it done.
  *
  * Owns: the waiting. Must not know: HTTP, how rounds and checkpoints work.
  */
@@ -28,7 +28,8 @@ export function flush(reactor: Reactor, group: Group, upTo: 'durable' | 'destage
     } else if (content.store.pending.blocks > 0 && content.destagedLsn < lsn) {
       content.destager.request();
       reactor.again();
-    } else if (upTo === 'destaged' || content.checkpointer.committedAt.lsn >= lsn) {
+    } else if (upTo === 'destaged' || (content.checkpointer.committedAt.lsn >= lsn && content.checkpointer.lowWater.lsn >= lsn)) {
+      // The low-water mark, too: a checkpoint that began before all was destaged needs the journal below itself.
       once.done({ lsn, upTo });
     } else {
       content.requestCheckpoint();
