@@ -99,6 +99,60 @@ t.test('what two moves have left is removed', async (t) => {
 
 const OWN_PATH = 'the journal of the group in /data/groups/g';
 
+for (const settled of [true, false]) {
+  t.test(`a journal that is moved back to where it could not be removed${settled ? ', with everything in the layers,' : ''} is not taken for damaged`, async (t) => {
+    const rig = stopped(50, BEFORE);
+    t.teardown(() => rig.dispose());
+    const { disk } = rig.host.node;
+    move(rig, NOW);
+    disk.faults.hook = ({ op, path }) => (op === 'unlink' && path.startsWith(BEFORE) ? 30 : 0);
+    t.equal(rig.tryStart(), undefined);
+    // More than one segment holds.
+    for (let i = 0; i < 20; i++) rig.ask('v', 'write', i * 64 * KIB, 64 * KIB);
+    if (settled) rig.flushTo('checkpoint');
+    rig.stop();
+    disk.faults.hook = undefined;
+    t.same(stateOf(rig).formerJournals, [BEFORE]);
+    move(rig, BEFORE);
+    if (settled) {
+      t.equal(rig.tryStart(), undefined, 'it begins anew there, as in any other directory');
+      t.same(disk.paths(NOW), []);
+    } else {
+      const there = disk.paths(NOW);
+      t.match(rig.tryStart(), /^group g: the journal lay in \/third\/journal last, and what lies in \/other\/journal does not go as far .*: configure \/third\/journal, and start; or, if files .* into \/other\/journal in place of what it holds$/);
+      t.same(disk.paths(NOW), there);
+      rig.host.crash('kill');
+      for (const path of disk.paths(BEFORE)) disk.unlink(path);
+      for (const path of disk.paths(NOW)) disk.rename(path, path.replace(NOW, BEFORE));
+      t.equal(rig.tryStart(), undefined, 'what the refusal says helps');
+    }
+    rig.verify();
+    rig.ask('v', 'write', 0, 96 * KIB);
+    rig.ask('v', 'flush');
+    rig.host.crash('power');
+    t.equal(rig.tryStart(), undefined);
+    rig.verify();
+  });
+}
+
+t.test('a journal of which a part was not moved along, and nothing is known to lie there, is refused with what to do', async (t) => {
+  const rig = stopped(51, BEFORE);
+  t.teardown(() => rig.dispose());
+  const { disk } = rig.host.node;
+  t.equal(rig.tryStart(), undefined);
+  rig.stop();
+  move(rig, NOW);
+  disk.makeDirectories(NOW);
+  for (const path of disk.paths(BEFORE)) disk.rename(path, path.replace(BEFORE, NOW));
+  const used = disk.paths(NOW).find((path) => path.includes('segment'))!;
+  disk.corrupt(used, 4096, 8192);
+  t.match(rig.tryStart(), /the journal lay in \/other\/journal last, .*segment-.*; or, since the layers' files have everything: remove the files of \/third\/journal, and start$/);
+  rig.host.crash('kill');
+  for (const path of disk.paths(NOW)) disk.unlink(path);
+  t.equal(rig.tryStart(), undefined, 'what the refusal says helps');
+  rig.verify();
+});
+
 t.test("what another node's journal may be is left alone, though state.json names it, and the path and the group are the same there", async (t) => {
   for (const from of [BEFORE, undefined]) {
     for (const note of [`${OWN_PATH} on node other\n`, `${OWN_PATH}\n`, undefined]) {

@@ -14,6 +14,8 @@
  *   moved, or of the other  cleanly            from the journal if it was moved along (durable only); anew if
  *   kind than before                           the checkpoint has everything; else refused
  *   the same                in another way     refused
+ *   moved back to where it  cleanly            the same; what it left there then, and could not be removed, is
+ *     lay before                               no journal that was moved along
  */
 
 import { CorruptionError, Errno, IoError, OperatorError } from '../../base/errors.js';
@@ -202,7 +204,7 @@ export function formerPlace(options: Pick<PlaceOptions, 'directory'>, state: Sta
 
 /**
  * Decides how the group is opened and has `open` do it; again, when that finds that a part of a volatile journal is
- * missing. Returns how it was opened in the end. Throws OperatorError with the sentence of a refusal; what `open` throws.
+ * missing, or that a journal was not moved along. Returns how it was opened in the end. Throws OperatorError with the sentence of a refusal; what `open` throws.
  */
 export function openAsFound(reactor: Reactor, options: PlaceOptions, state: StateFile & { groupId: string }, open: (opening: Opening) => void): Opening {
   const opening = openingOf(reactor, options, state);
@@ -210,11 +212,25 @@ export function openAsFound(reactor: Reactor, options: PlaceOptions, state: Stat
     open(opening);
     return opening;
   } catch (error) {
-    if (opening !== 'journal' || options.journal.volatile !== true || !(error instanceof JournalDamage) || !isOfJournal(options, error.file)) throw error;
-    const instead = openingWithout(options, state, checkpointOf(reactor, options), `is not whole any more (${error.message})`);
+    if (opening !== 'journal' || !(error instanceof JournalDamage) || !isOfJournal(options, error.file)) throw error;
+    const instead = openingInstead(reactor, options, state, error);
     open(instead);
     return instead;
   }
+}
+
+/** How a group is opened instead, whose journal turned out not to be what it should be. Throws OperatorError with the sentence of a refusal, `damage`. */
+function openingInstead(reactor: Reactor, options: PlaceOptions, state: StateFile & { groupId: string }, damage: JournalDamage): Opening {
+  if (options.journal.volatile === true) return openingWithout(options, state, checkpointOf(reactor, options), `is not whole any more (${damage.message})`);
+  const now = journalDirectoryOf(options);
+  const former = formerPlace(options, state);
+  if (former.directory === now) throw damage;
+  const settled = isSettled(state, checkpointOf(reactor, options));
+  // It lay here once, and what it left could not be removed then.
+  if (settled && state.formerJournals?.includes(now) === true) return 'anew';
+  const what = `group ${options.name}: the journal lay in ${former.directory} last, and what lies in ${now} does not go as far as that did, or is damaged (${damage.message})`;
+  const needless = settled ? `; or, since the layers' files have everything: remove the files of ${now}, and start` : '';
+  return refuse('not-along', `${what}: configure ${former.directory}, and start; or, if files of the journal are still there, put those into ${now} in place of what it holds${needless}`);
 }
 
 /** Not of the local journal, which lies on the disk like the maps. */
