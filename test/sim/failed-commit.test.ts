@@ -145,5 +145,8 @@ t.test('the file of a compaction whose commit failed stays until another commit 
   t.notOk(written, 'nothing was done to the file that was in doubt');
   rig.host.crash('power');
   opens(t, rig, 'after that');
+  // A removed name may come back with the power, and is kept for the older slot until the next commit.
+  write(rig);
+  rig.flushTo('checkpoint');
   t.equal(maps(rig).length, 1);
 });

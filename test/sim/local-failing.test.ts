@@ -14,7 +14,7 @@ import { LocalDevices } from './local.js';
 import { BLOCK } from './model.js';
 import { Rig } from './rig.js';
 
-const SEED = Number(process.env.TEST_SEED ?? 6);
+const SEED = Number(process.env.TEST_SEED ?? 2);
 const LAYER = '/layers/device-2147';
 const WAIT = { wait: 'durable' as const, waitSeconds: 10 };
 
