@@ -9,6 +9,7 @@
  * pieces are.
  */
 
+import { assert } from '../base/assert.js';
 import type { Arena } from '../io/arena.js';
 
 /** "No range": the arena never hands out offset 0. */
@@ -21,7 +22,7 @@ export interface BlockSource {
 }
 
 export class SharedChunk {
-  /** The current chunk, NO_BLOCK before the first `reserve`. Valid after a `reserve` that succeeded. */
+  /** The current chunk, NO_BLOCK before `open` or the first `reserve`. Valid after one of them that succeeded. */
   block = NO_BLOCK;
   private fill = 0;
 
@@ -30,6 +31,12 @@ export class SharedChunk {
     private readonly arena: Arena,
     readonly bytes: number,
   ) {}
+
+  /** Takes the first chunk, whatever `source` would leave to others; there must be room. */
+  open(): void {
+    this.block = this.arena.alloc(this.bytes);
+    assert(this.block > 0, `the arena has no ${this.bytes} bytes for a chunk`);
+  }
 
   /** Arena offset of `need` free bytes (at most `bytes`), or −1 when the arena is full. Take them with `take`. */
   reserve(need: number): number {

@@ -5,8 +5,9 @@
  * the reserve for large requests, and each connection's share of the arena.
  * Must not know: connections, sockets, requests.
  *
- * Why nobody waits for memory for ever: a request of any size can be served
- * from the reserve or the send chunk, once their earlier users are answered.
+ * Why nobody waits for memory for ever: a request of any size can be received
+ * and served in the chunks and the reserve, which are taken at the start
+ * whatever others hold later, once their earlier users are answered.
  * Those are either with the service, which always answers, or held by a client
  * that makes no progress, and such a client is closed (`NbdLimits.stallMs`).
  */
@@ -40,7 +41,7 @@ export class Shared {
   reserveOpen = true;
   private readonly reserve: number;
 
-  /** `owner`: what RequestTable.addOwner gave. Takes `limits.reserveBytes` of the arena at once. */
+  /** `owner`: what RequestTable.addOwner gave. Takes `limits.reserveBytes` and two chunks of the arena at once. */
   constructor(
     readonly io: Io,
     readonly arena: Arena,
@@ -58,6 +59,8 @@ export class Shared {
     this.payloadQuota = limits.maxPayloadBytes;
     this.reserve = limits.reserveBytes === 0 ? NO_BLOCK : arena.alloc(limits.reserveBytes);
     assert(this.reserve >= 0, `the arena has no ${limits.reserveBytes} bytes for the reserve of the NBD server`);
+    // Now, when there is room for certain: a chunk that was never had can not be fallen back to.
+    for (const chunk of [this.receiveChunk, this.sendChunk]) chunk.open();
   }
 
   /** Divides the memory among `connections`. */

@@ -158,6 +158,15 @@ void withRig('when others use up the arena, requests of any size are still serve
   for (const block of taken) rig.arena.release(block);
 });
 
+void withRig('when others have left nothing but pages before the first client comes, it is served', { arenaBytes: 64 * MIB }, (rig, t) => {
+  rig.service.add('g/v', 64 * MIB);
+  const taken: number[] = [];
+  while (rig.arena.usedBytes < rig.arena.capacityBytes - 64 * KIB) taken.push(rig.arena.alloc(4096));
+  const client = rig.attach('g/v');
+  for (const length of [4096, MIB, 32 * MIB]) t.ok(roundTrip(rig, client, 0, length), `${length} bytes`);
+  for (const block of taken) rig.arena.release(block);
+});
+
 void withRig('with no memory at all the server rests, and goes on as soon as there is some', {
   arenaBytes: 64 * MIB, limits: { headroomBytes: 0 },
 }, (rig, t) => {
