@@ -97,14 +97,14 @@ export class DataPath {
 
   private constructor(readonly reactor: Reactor, readonly config: Config, readonly log: Log, private readonly surroundings: Surroundings) {
     const scale = surroundings.scale ?? DEFAULT_SCALE;
-    takeFixedMemory(reactor.arena, config, scale, surroundings.serveNbd !== false);
+    const windows = takeFixedMemory(reactor.arena, config, scale, surroundings.serveNbd !== false);
     this.blockCache = new BlockCache(reactor.arena.u8, SCRATCH_BYTES + reactor.arena.capacityBytes);
     this.blocks = new NodeBlocks(new RequestTable(scale.requestSlots));
     warmUpMarkers(rehearsal());
     warmUpGraft();
     for (const group of config.groups) this.openGroup(group, scale);
     // After the groups: a tick appends and applies before it sends replies.
-    this.links = new Links(reactor, config, [...this.blocks.all()], log);
+    this.links = new Links(reactor, config, [...this.blocks.all()], log, windows === undefined ? {} : { windows, readBytes: windows.bytes, receiveBytes: windows.bytes });
     if (surroundings.serveNbd === false) return;
     this.nbd = new NbdServer({
       reactor, service: this.blocks, log: log.child({ part: 'nbd' }),

@@ -11,13 +11,25 @@ import type { LinkDropReply, LinkEntry } from '../control/schema/replies.js';
 import type { Group } from '../group/group.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Objection, Question } from '../replication/asking.js';
+import { CONNECTION_ARENA_BYTES } from '../replication/connection.js';
 import { GroupLinks } from '../replication/links.js';
 import { LinkListener } from '../replication/listener.js';
 import { DEFAULT_LINK_OPTIONS } from '../replication/options.js';
 import type { LinkOptions } from '../replication/options.js';
+import { SHIPPER_ARENA_BYTES } from '../replication/shipper.js';
 
 /** Half of the allowed connections may be strangers: a flood of them keeps no peer out. */
 const STRANGER_SHARE = 0.5;
+
+function strangersOf(config: Config): number {
+  return Math.max(1, Math.floor(config.link.maxConnections * STRANGER_SHARE));
+}
+
+/** Arena bytes of all links of a node with one window of `windowBytes` each: a peer may be connected in both directions, and ships or receives in one. */
+export function linkArenaBytes(config: Config, windowBytes: number): number {
+  const peers = config.groups.reduce((sum, group) => sum + group.peers.length, 0);
+  return peers * (windowBytes + 2 * (CONNECTION_ARENA_BYTES + SHIPPER_ARENA_BYTES)) + (config.link.listen === undefined ? 0 : strangersOf(config) * CONNECTION_ARENA_BYTES);
+}
 
 export class Links {
   private readonly byGroup = new Map<string, GroupLinks>();
@@ -34,7 +46,7 @@ export class Links {
     if (config.link.listen !== undefined) {
       const { maxConnections } = config.link;
       this.listener = new LinkListener(reactor, config.node, {
-        address: config.link.listen, maxConnections, maxStrangers: Math.max(1, Math.floor(maxConnections * STRANGER_SHARE)), link: options,
+        address: config.link.listen, maxConnections, maxStrangers: strangersOf(config), link: options,
       }, [...this.byGroup.values()], log.child({ part: 'link' }));
     }
   }

@@ -3,11 +3,12 @@
  * how many of its file descriptors.
  *
  * Owns: the sum, the refusal of an arena that is too small, the range for
- * blocking work, what the block cache gets, the share of layers in the descriptors. Must not know: what the parts are used for.
+ * blocking work, the size of links' windows, what the block cache gets, the share of layers in the descriptors. Must not know:
+ * what the parts are used for.
  */
 
 import { OperatorError } from '../base/errors.js';
-import { alignUp, formatSize, MIB } from '../base/units.js';
+import { alignUp, formatSize, KIB, MIB } from '../base/units.js';
 import type { Config } from '../config/schema.js';
 import { contentArenaBytes } from '../group/content/content.js';
 import type { Arena } from '../io/arena.js';
@@ -15,26 +16,43 @@ import { allocatedBytes, SCRATCH_BYTES } from '../io/arena.js';
 import { MAX_MEMORY_BYTES } from '../io/real.js';
 import { MAX_BATCH_BYTES } from '../journal/format.js';
 import { DEFAULT_LIMITS } from '../nbd/limits.js';
+import { LinkWindows } from '../replication/windows.js';
+import { linkArenaBytes } from './links.js';
+
+/** What a link reads or receives at a time: as much as the arena has for all of them. */
+const LINK_WINDOW_BYTES: readonly number[] = [MIB, 512 * KIB, 256 * KIB];
 
 /**
  * To be called while all of the arena is free. Throws OperatorError when groups,
- * links and NBD server could not all be opened in it.
+ * all links and the NBD server could not be open in it at the same time, with the size that is enough.
+ * Returns the windows of the links; undefined without peers.
  */
 export function takeFixedMemory(
   arena: Arena, config: Config, scale: { readonly destageBufferBytes: number; readonly checkpointBufferBytes: number }, servesNbd: boolean,
-): void {
-  const linked = config.groups.some((group) => group.peers.length > 0);
+): LinkWindows | undefined {
+  const peers = config.groups.reduce((sum, group) => sum + group.peers.length, 0);
   const { reserveBytes, headroomBytes, chunkBytes } = DEFAULT_LIMITS;
   const buffers = { destager: { bufferBytes: scale.destageBufferBytes }, checkpointer: { bufferBytes: scale.checkpointBufferBytes } };
   const groups = config.groups.reduce((sum, { journal }) => sum + contentArenaBytes({ ...buffers, journal }), 0);
-  const links = linked ? allocatedBytes(MAX_BATCH_BYTES) : 0;
-  const needed = SCRATCH_BYTES + groups + links + (servesNbd ? reserveBytes + headroomBytes + 2 * chunkBytes : 0);
-  if (needed > SCRATCH_BYTES + arena.capacityBytes) {
+  const aside = peers > 0 ? allocatedBytes(MAX_BATCH_BYTES) : 0;
+  const least = SCRATCH_BYTES + groups + aside + (servesNbd ? reserveBytes + headroomBytes + 2 * chunkBytes : 0);
+  const needed = (windowBytes: number): number => least + (peers > 0 ? linkArenaBytes(config, windowBytes) : 0);
+  const has = SCRATCH_BYTES + arena.capacityBytes;
+  const windowBytes = LINK_WINDOW_BYTES.find((bytes) => needed(bytes) <= has);
+  if (windowBytes === undefined) {
+    const enough = alignUp(needed(LINK_WINDOW_BYTES[LINK_WINDOW_BYTES.length - 1]), MIB);
+    const links = peers === 0 ? '' : ` with ${counted(peers, 'peer')} in all`;
     throw new OperatorError('config/arena-too-small',
-      `dataPath.arena is ${formatSize(SCRATCH_BYTES + arena.capacityBytes)}, too little for ${config.groups.length} groups: give it at least ${formatSize(alignUp(needed, MIB))}, and more for speed`);
+      `dataPath.arena is ${formatSize(has)}, too little for ${counted(config.groups.length, 'group')}${links}: give it at least ${formatSize(enough)}, and more for speed`);
   }
+  if (peers === 0) return undefined;
   // For what a link may ask of the data thread at once, however busy the arena is by then.
-  if (linked) arena.setAside(MAX_BATCH_BYTES);
+  arena.setAside(MAX_BATCH_BYTES);
+  return new LinkWindows(arena, windowBytes, peers);
+}
+
+function counted(count: number, thing: string): string {
+  return `${count} ${thing}${count === 1 ? '' : 's'}`;
 }
 
 /** Bytes of block cache behind the arena: what the configuration says, or what the arena leaves. */

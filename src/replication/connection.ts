@@ -20,7 +20,9 @@ import type { FrameType, Message, MessageName } from './message.js';
 import {
   carriesMac, checkFrameBody, checkFrameHeader, encodeMessage, frame, FRAME_HEADER_BYTES, FrameType as Type, frameTypeName, MAC_BYTES,
 } from './message.js';
-import { LinkCounters, Outbox } from './outbox.js';
+import { LinkCounters, Outbox, SMALL_BYTES } from './outbox.js';
+import type { LinkWindows } from './windows.js';
+import { isShort, takeLarge } from './windows.js';
 
 export interface FrameHandler {
   /** A connection that was being made stands. */
@@ -39,6 +41,10 @@ export interface FrameHandler {
 }
 
 const FIRST_WINDOW_BYTES = 4096;
+/** How often a connection looks again whether there is room for the frame that comes. */
+const ROOM_US = 10_000;
+/** Arena bytes that a connection holds until it receives more than that at a time. */
+export const CONNECTION_ARENA_BYTES = FIRST_WINDOW_BYTES + SMALL_BYTES;
 
 export class Connection {
   readonly outbox: Outbox;
@@ -55,13 +61,18 @@ export class Connection {
   private drainedWanted = false;
   private window = -1;
   private windowBytes = 0;
+  /** The window, as large as it is, has brought a whole frame. */
+  private spent = false;
   private head = 0;
   private tail = 0;
   private headerChecked = false;
   private nextNumber = 0;
   private lingerTimer: TimerId | undefined;
+  /** Set while a frame waits for a window. */
+  private roomTimer: TimerId | undefined;
   /** Bytes that one recv may bring: fairness between connections. */
   private receiveBytes = FIRST_WINDOW_BYTES;
+  private windows: LinkWindows | undefined;
   /** Bit per frame type that may come now. */
   private allowed = 0;
 
@@ -119,10 +130,16 @@ export class Connection {
     if (bytes > 0) this.reactor.io.setBuffers(this.fd, bytes, bytes);
   }
 
-  /** Receives up to `bytes` at a time from now on. Throws PeerError when the arena is full. */
-  setReceiveBytes(bytes: number): void {
+  /** Receives up to `bytes` at a time from now on, into `windows` if there are any; less while the arena has no room. */
+  setReceiveBytes(bytes: number, windows?: LinkWindows): void {
     this.receiveBytes = bytes;
-    if (this.windowBytes < bytes) this.grow(bytes);
+    this.windows = windows;
+    if (this.windowBytes < bytes) this.resize(bytes);
+  }
+
+  /** Holds more than its window and cannot go on: for a frame that is not taken, or (`stuckUs`) one that the peer does not receive. */
+  hoards(stuckUs: number): boolean {
+    return (this.paused && this.windowBytes > this.receiveBytes) || (this.outbox.holdsRest && this.reactor.nowUs - this.outbox.lastSentUs > stuckUs);
   }
 
   private ready(events: number): void {
@@ -160,7 +177,7 @@ export class Connection {
       if (count <= 0 && count !== -Errno.EAGAIN && count !== -Errno.EINTR) this.close();
       return;
     }
-    if (this.paused) {
+    if (this.paused || this.roomTimer !== undefined) {
       // Only a hang-up or an error is reported now.
       const error = io.socketError(this.fd);
       this.lost(`the connection was lost: ${error !== 0 ? errnoText(Math.abs(error)) : 'the peer hung up'}`);
@@ -197,7 +214,9 @@ export class Connection {
       this.delivering = false;
     }
     if (this.head === this.tail) this.head = this.tail = 0;
-    if (this.state === 'open') this.handler.delivered();
+    if (this.state !== 'open') return;
+    if (this.tail === this.head) this.giveBack();
+    this.handler.delivered();
   }
 
   /** One frame; false when it is not complete, or was not taken. */
@@ -218,7 +237,9 @@ export class Connection {
     const bytes = frame.bodyBytes(view, at);
     const whole = FRAME_HEADER_BYTES + bytes;
     if (have < whole) {
-      if (whole > this.windowBytes) this.grow(whole);
+      // In turn with others that wait for such a window.
+      if (this.giveBack() && whole > this.windowBytes) this.waitForRoom(whole);
+      else if (whole > this.windowBytes) this.awaitRoom(whole);
       else if (this.head + whole > this.windowBytes) this.compact();
       return false;
     }
@@ -231,6 +252,7 @@ export class Connection {
       return false;
     }
     this.head += whole;
+    this.spent = true;
     this.headerChecked = false;
     this.nextNumber = (this.nextNumber + 1) >>> 0;
     this.outbox.counters.framesReceived++;
@@ -262,17 +284,40 @@ export class Connection {
     this.head = 0;
   }
 
-  /** A larger window with the same bytes. Throws PeerError. */
-  private grow(bytes: number): void {
+  /** A frame of `bytes` comes: receives on when there is a window for it. Others that hold the memory end: TCP holds the peer back meanwhile. */
+  private awaitRoom(bytes: number): void {
+    if (!this.resize(bytes)) this.waitForRoom(bytes);
+  }
+
+  private waitForRoom(bytes: number): void {
+    this.roomTimer = this.reactor.after(ROOM_US, () => {
+      this.roomTimer = undefined;
+      this.lastReceivedUs = this.reactor.nowUs;
+      this.awaitRoom(bytes);
+      this.updateInterest();
+    });
+    this.updateInterest();
+  }
+
+  /** Exchanges a larger window that has served its frame for one of the usual size, when others may need it. False: there is none to give. */
+  private giveBack(): boolean {
     const { arena } = this.reactor;
-    const larger = arena.alloc(bytes);
-    if (larger < 0) throw new PeerError('link/no-memory', `the arena has no room to receive ${bytes} bytes`);
-    arena.u8.copyWithin(larger, this.window + this.head, this.window + this.tail);
+    return this.spent && this.windowBytes > this.receiveBytes && this.tail - this.head <= this.receiveBytes && isShort(arena) && this.resize(this.receiveBytes);
+  }
+
+  /** Another window with the same bytes; false when there is no room. */
+  private resize(bytes: number): boolean {
+    const { arena } = this.reactor;
+    const other = this.windows !== undefined ? this.windows.take(bytes) : bytes <= FIRST_WINDOW_BYTES ? arena.alloc(bytes) : takeLarge(arena, bytes);
+    if (other < 0) return false;
+    arena.u8.copyWithin(other, this.window + this.head, this.window + this.tail);
     arena.release(this.window);
-    this.window = larger;
-    this.windowBytes = arena.sizeOf(larger);
+    this.window = other;
+    this.windowBytes = arena.sizeOf(other);
+    this.spent = false;
     this.tail -= this.head;
     this.head = 0;
+    return true;
   }
 
   // ---- sending ------------------------------------------------------------------------------------------
@@ -325,7 +370,7 @@ export class Connection {
 
   private updateInterest(): void {
     if (this.tag < 0) return;
-    let wanted = this.paused && this.state === 'open' ? 0 : Ready.IN;
+    let wanted = (this.paused || this.roomTimer !== undefined) && this.state === 'open' ? 0 : Ready.IN;
     if (this.state === 'open' && (this.drainedWanted || !this.outbox.empty)) wanted |= Ready.OUT;
     if (wanted === this.interest) return;
     this.interest = wanted;
@@ -345,6 +390,12 @@ export class Connection {
       return;
     }
     this.state = 'lingering';
+    if (this.roomTimer !== undefined) this.reactor.cancel(this.roomTimer);
+    this.roomTimer = undefined;
+    // What comes is thrown away; the window is for the next connection.
+    this.head = this.tail = 0;
+    this.windows = undefined;
+    this.resize(FIRST_WINDOW_BYTES);
     this.updateInterest();
     this.lingerTimer = this.reactor.after(lingerUs, () => this.close());
   }
@@ -354,6 +405,7 @@ export class Connection {
     if (this.state === 'closed') return;
     this.state = 'closed';
     if (this.lingerTimer !== undefined) this.reactor.cancel(this.lingerTimer);
+    if (this.roomTimer !== undefined) this.reactor.cancel(this.roomTimer);
     if (this.tag >= 0) this.reactor.unwatch(this.tag);
     this.tag = -1;
     this.reactor.io.close(this.fd);

@@ -1,5 +1,7 @@
 /** Times and sizes of links, and which errors are refusals. Owns the defaults; must not know configuration files. */
 
+import type { LinkWindows } from './windows.js';
+
 export interface LinkOptions {
   /** A sign of life at least this often, microseconds. */
   readonly heartbeatUs: number;
@@ -24,6 +26,8 @@ export interface LinkOptions {
   readonly readBytes: number;
   /** Bytes received at a time, once batches flow. */
   readonly receiveBytes: number;
+  /** Where links take windows of these two sizes from; undefined: from the arena, as they need them. */
+  readonly windows?: LinkWindows;
   /** Size of the socket's buffers; 0 leaves them to the kernel, which adapts those of TCP itself. */
   readonly socketBytes: number;
 }

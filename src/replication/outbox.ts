@@ -15,6 +15,7 @@ import { Errno, PeerError, errnoText } from '../base/errors.js';
 import type { Reactor } from '../io/reactor.js';
 import type { SessionKeys } from './hello.js';
 import type { FrameType } from './message.js';
+import { takeLarge } from './windows.js';
 import { ACK_BYTES, carriesMac, FRAME_HEADER_BYTES, FrameType as Type, MAC_BYTES, putAck, putFrameHeader, sealFrame } from './message.js';
 
 /** Counts of one link over all its connections. */
@@ -35,7 +36,8 @@ export class LinkCounters {
 /** Pairs (offset, length) in the queue; a window of catch-up frames takes three per frame. */
 const MAX_SEGMENTS = 3072;
 const IOV_MAX = 1024;
-const SMALL_BYTES = 4096;
+/** Also what an outbox holds of the arena. */
+export const SMALL_BYTES = 4096;
 
 export class Outbox {
   counters: LinkCounters;
@@ -63,6 +65,11 @@ export class Outbox {
 
   get empty(): boolean {
     return this.first === this.last;
+  }
+
+  /** Holds a copy of what the socket did not take. */
+  get holdsRest(): boolean {
+    return this.chunks.length > 0;
   }
 
   /** Number of the frame that goes out next; who takes it must send that frame. */
@@ -200,7 +207,7 @@ export class Outbox {
 
   private keepRest(count: number, bytes: number, sent: number): void {
     const { io, arena } = this.reactor;
-    const rest = arena.alloc(bytes - sent);
+    const rest = takeLarge(arena, bytes - sent);
     if (rest < 0) {
       this.failure = new PeerError('link/no-memory', 'the arena has no room for what the socket did not take');
       return;

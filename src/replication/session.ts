@@ -32,6 +32,7 @@ import type { LinkCounters } from './outbox.js';
 import { fitsRole } from './phase.js';
 import type { Phase } from './phase.js';
 import { Shipper } from './shipper.js';
+import { isShort } from './windows.js';
 
 /** The link that a session belongs to (link.ts). */
 export interface SessionOwner {
@@ -337,7 +338,7 @@ export class LinkSession implements FrameHandler {
   receive(mode: 'follow' | 'fetch'): void {
     const peer = this.peerView!;
     this.connection.setBuffers(this.options.socketBytes);
-    this.connection.setReceiveBytes(this.options.receiveBytes);
+    this.connection.setReceiveBytes(this.options.receiveBytes, this.options.windows);
     this.applier = new Applier(this.reactor, this.group, this.link.peer, this.connection, this.options, mode, { epochs: peer.epochs, lsn: peer.position.lsn });
     this.removeRoom ??= this.group.onRoom(() => {
       if (this.applier !== undefined) this.connection.resume();
@@ -400,6 +401,11 @@ export class LinkSession implements FrameHandler {
       if (this.applier !== undefined && this.waitsForPrimaryDurable) {
         // What would tell lies behind the frame for which there is no room: a new connection says it at once.
         this.end(new PeerError('link/ask-durable', 'the journal is full until the primary says how far its own is durable; connects again to hear it'));
+        return;
+      }
+      const stuckUs = 2 * this.options.heartbeatUs;
+      if (isShort(this.reactor.arena) && (this.connection.hoards(stuckUs) || this.shipper?.hoards(stuckUs) === true)) {
+        this.end(new PeerError('link/no-memory', 'no batch goes on here, and other links need the memory that it holds: connects again'));
         return;
       }
       this.shipper?.pump();

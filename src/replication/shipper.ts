@@ -25,16 +25,21 @@ import { wirePayloadBytes } from '../journal/verify.js';
 import type { Connection } from './connection.js';
 import { FRAME_HEADER_BYTES, FrameType, putFrameHeader, sealFrame } from './message.js';
 import { BLOCK_BYTES } from '../base/units.js';
+import type { LinkWindows } from './windows.js';
+import { takeLarge } from './windows.js';
 
 export interface ShipperOptions {
   /** Most journal bytes shipped and not acknowledged as received. */
   readonly windowBytes: number;
   /** Bytes read from the journal at a time when catching up. */
   readonly readBytes: number;
+  readonly windows?: LinkWindows;
 }
 
 /** Frames queued at a time; bounds the page of frame headers and the outbox. */
 const MAX_FRAMES = 256;
+/** Arena bytes that a shipper holds beside its window. */
+export const SHIPPER_ARENA_BYTES = MAX_FRAMES * FRAME_HEADER_BYTES;
 const SEGMENTS_PER_FRAME = 3;
 const RETRY_US = 10_000;
 
@@ -71,7 +76,7 @@ export class Shipper {
     private readonly onFailure: (error: PeerError) => void,
   ) {
     this.shippedLsn = this.receivedLsn = from;
-    this.headers = reactor.arena.alloc(MAX_FRAMES * FRAME_HEADER_BYTES);
+    this.headers = reactor.arena.alloc(SHIPPER_ARENA_BYTES);
     if (this.headers < 0) throw new PeerError('link/no-memory', 'the arena has no room for frame headers');
   }
 
@@ -153,7 +158,10 @@ export class Shipper {
       if (this.window >= 0) {
         // The outbox is empty, so the ranges that were queued have gone.
         if (this.windowAt < this.windowFill) {
-          if (this.windowFull) return;
+          if (this.windowFull) {
+            if (this.isLarge) this.releaseWindow();
+            return;
+          }
           if (this.queueFrames() > 0) this.connection.flush();
           continue;
         }
@@ -166,6 +174,16 @@ export class Shipper {
       if (this.windowFull) return;
       this.read(0);
     }
+  }
+
+  /** The window is for a batch that is larger than usual. */
+  private get isLarge(): boolean {
+    return this.window >= 0 && this.reactor.arena.sizeOf(this.window) > this.options.readBytes;
+  }
+
+  /** Holds a large window that the peer does not receive, for `stuckUs`. */
+  hoards(stuckUs: number): boolean {
+    return this.isLarge && !this.reading && this.reactor.nowUs - this.connection.outbox.lastSentUs > stuckUs;
   }
 
   private finish(): void {
@@ -193,7 +211,7 @@ export class Shipper {
       return;
     }
     const length = Math.min(Math.max(needed, this.options.readBytes), there);
-    const window = this.reactor.arena.alloc(length);
+    const window = this.options.windows === undefined ? takeLarge(this.reactor.arena, length) : this.options.windows.take(length);
     if (window < 0) {
       // Others need the arena more: their requests finish, links wait.
       this.retry ??= this.reactor.after(RETRY_US, () => {

@@ -8,16 +8,22 @@
  */
 
 import { assert } from '../base/assert.js';
-import { MIB } from '../base/units.js';
+import { KIB } from '../base/units.js';
 import type { Arena } from '../io/arena.js';
 import { MAX_BATCH_BYTES } from '../journal/format.js';
 
 /** What a link takes beyond its window leaves so much of the arena: the headers of clients' replies need a page now and then. */
-const LEFT_BYTES = MIB;
+const LEFT_BYTES = 256 * KIB;
 
 /** A range for one large message, or −1: never the last of the arena. */
 export function takeLarge(arena: Arena, bytes: number): number {
   return arena.usedBytes + bytes > arena.capacityBytes - LEFT_BYTES ? -1 : arena.alloc(bytes);
+}
+
+/** A link that has to receive or read a batch of the largest size would find no room now: who holds more than a window gives it back soon. */
+export function isShort(arena: Arena): boolean {
+  // An arena that never has room for one (simulations) is not helped by that.
+  return arena.capacityBytes > 2 * MAX_BATCH_BYTES && arena.largestFree < MAX_BATCH_BYTES;
 }
 
 export class LinkWindows {
@@ -40,10 +46,5 @@ export class LinkWindows {
       }
     }
     return takeLarge(this.arena, bytes);
-  }
-
-  /** A link that has to receive or read a batch of the largest size would find no room for it. */
-  get short(): boolean {
-    return this.arena.largestFree < MAX_BATCH_BYTES;
   }
 }
