@@ -78,7 +78,7 @@ export class ControlClient {
   }
 
   /** Without a source: of every volume, as the set `@name`. */
-  snapshot(group: string, body: { source: string | null; name: string; local?: boolean } & Waits): Promise<OperationReply> {
+  snapshot(group: string, body: { source: string | null; name: string; local?: boolean; answerDurable?: boolean } & Waits): Promise<OperationReply> {
     return this.call('POST', `${groupPath(group)}/snapshots`, body, OperationReply, patience(body));
   }
 

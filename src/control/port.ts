@@ -48,6 +48,8 @@ export interface SnapshotRequest extends Waiting {
   readonly name: string;
   /** VOLUME~name, on this node only, whatever its role. */
   readonly local?: boolean | undefined;
+  /** With `halt`: the writers go on, and the answer comes, when it is durable here. */
+  readonly answerDurable?: boolean | undefined;
 }
 
 /** Pairs (offset, length) in bytes. */

@@ -6,6 +6,7 @@
  *     hold the writers  →  every secondary has applied all there is, durably here
  *     →  the operation, the only record behind that position
  *     →  every secondary has executed it  →  the writers go on
+ *        (a snapshot of something frozen: it is durable here)
  *
  * Owns: the order of these steps, and that writers always go on: at the end, on
  * errors, when the time is over, and at once when whoever asked has gone. Must

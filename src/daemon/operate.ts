@@ -45,7 +45,8 @@ export function operate(reactor: Reactor, group: Group, links: Links, request: O
   }
   if (request.waitSeconds > MAX_HALT_SECONDS) throw new OperatorError('usage', `writers may be held for at most ${MAX_HALT_SECONDS} s: give --halt a --wait-timeout of that or less`);
   if (request.op !== 'resize') planFor(group, request);
-  whileHalted(reactor, group, links, request.waitSeconds, answer, (inner, pace) => prepare(group, links, { ...request, wait: 'applied' }, pace, inner));
+  const wait = request.op === 'snapshot' && request.answerDurable === true ? 'durable' : 'applied';
+  whileHalted(reactor, group, links, request.waitSeconds, answer, (inner, pace) => prepare(group, links, { ...request, wait }, pace, inner));
 }
 
 /** Judged afresh in the step that appends: the state may have changed while maps were loaded, or peers asked. */

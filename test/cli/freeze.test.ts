@@ -89,6 +89,22 @@ t.test('nothing stays frozen while the secondaries are waited for', async (t) =>
   t.match(await snapshot('--freeze', a, '--wait', 'applied', '--wait-timeout', '1'), { code: 1, out: /durable/, err: /not applied yet after 1 s by beta \(nobody listens\)/ });
 });
 
+t.test('nor with --halt, where the daemon would answer only when they have executed it', async (t) => {
+  const { machine, a, port, snapshot } = await bench(t);
+  const applied = link({ applied: 12_400 });
+  port.answers.snapshot = (request) => operation(request.halt === true && request.answerDurable !== true ? { waited: 'applied' } : {});
+  port.answers.links = () => {
+    t.equal(machine.frozen.size, 0);
+    machine.steps.push('links');
+    return { group: 'g', links: [applied] };
+  };
+  t.match(await snapshot('--freeze', a, '--halt', '--wait-timeout', '9'), { code: 0, out: /durable here, applied on beta/ });
+  t.strictSame(machine.steps, ['sync /a', 'freeze /a', 'thaw /a', 'links']);
+  t.match(port.calls.find((one) => one.op === 'snapshot'), { halt: true, answerDurable: true, waitSeconds: 9 });
+  t.match(await snapshot('--halt'), { code: 0, out: /durable here, no secondary was waited for/ });
+  t.equal((port.last as { answerDurable?: boolean }).answerDurable, undefined, 'without a freeze the daemon is asked for all of it');
+});
+
 t.test('what cannot be done is refused before anything is', async (t) => {
   const { machine, a, port, snapshot } = await bench(t);
   const bind = machine.mount('bind', '8:1');

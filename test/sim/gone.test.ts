@@ -141,6 +141,21 @@ t.test('an operation of a halt that was appended stays when the caller goes, and
   t.ok(a.log.some((line) => line.includes(`the caller of snapshot has gone: it was appended at LSN ${a.group.tree.find('v@s')!.createdLsn}, and stays`)), a.log.slice(-5).join('\n'));
 });
 
+t.test('a halt that is to be answered when it is durable is, whatever the secondary does, and the writers go on', async (t) => {
+  const pair = new Pair(t);
+  const { a, b, world } = pair;
+  const before = a.group.position.lsn;
+  const halted = a.command({ ...SNAPSHOT, halt: true, answerDurable: true });
+  pair.run(() => a.group.position.lsn > before);
+  t.equal(b.group.position.lsn, before, 'nothing came between');
+  world.network.partition('a', 'b');
+  pair.run(() => halted.ended);
+  t.match(halted.reply, { waited: 'durable', notice: null });
+  t.notOk(a.group.ingest!.holding);
+  world.network.heal('a', 'b');
+  pair.run(() => b.group.tree.find('v@s') !== undefined);
+});
+
 t.test('writers are held for the time of a halt once, however far it has come', async (t) => {
   const pair = new Pair(t);
   const { a, world } = pair;

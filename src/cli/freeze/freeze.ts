@@ -55,19 +55,20 @@ export interface Quiesced {
 /**
  * Carries out `operate` between the steps that `options` ask for; without any,
  * it is just called. `operate` is asked to wait as it is told, which is never
- * longer than until the operation is durable while something is frozen.
+ * longer than until the operation is durable while something is frozen, also
+ * with a halt.
  *
  * Throws what a step throws, after everything is undone. When only what comes
  * after the operation failed, the reply is returned, the failure is printed,
  * and the exit code set.
  */
-export async function quiesce<R extends OperationReply>(context: Context, options: FreezeOptions, what: Quiesced, asked: Waits, operate: (waits: Waits) => Promise<R>): Promise<R> {
+export async function quiesce<R extends OperationReply>(context: Context, options: FreezeOptions, what: Quiesced, asked: Waits, operate: (waits: Waits & { answerDurable?: boolean }) => Promise<R>): Promise<R> {
   const plan = planOf(options);
   if (plan === undefined) return operate(asked);
   const system = context.streams.freezeSystem ?? REAL_FREEZE_SYSTEM;
   const finish = context.streams.hold?.();
   try {
-    const reply = await new Quiet(context, system, plan, what).around(() => operate({ ...asked, wait: 'durable' }));
+    const reply = await new Quiet(context, system, plan, what).around(() => operate({ ...asked, wait: 'durable', ...(asked.halt === true ? { answerDurable: true } : {}) }));
     return asked.wait === 'applied' && reply.waited === 'durable' ? await applied(context, what.group, reply, asked.waitSeconds ?? 60) : reply;
   } finally {
     finish?.();

@@ -29,7 +29,9 @@ const force = Flag.default(false);
 export const SnapshotBody = z.strictObject({
   source: Device.nullable().default(null), name: Name,
   /** On this node only, primary or secondary: VOLUME~NAME. */
-  local: Flag.optional(), ...waiting,
+  local: Flag.optional(),
+  /** With `halt`: the writers go on, and the answer comes, when it is durable here, so that a freeze around it is no longer than that. */
+  answerDurable: Flag.optional(), ...waiting,
 });
 export type SnapshotBody = z.output<typeof SnapshotBody>;
 
