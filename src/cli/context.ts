@@ -18,6 +18,8 @@ import { formatMilliseconds } from './render/words.js';
 export const EXIT_OK = 0;
 export const EXIT_FAILED = 1;
 export const EXIT_OPERATOR = 2;
+/** Waits whose time is over: the request was right, and the same one may do another time. */
+const RAN_OUT: ReadonlySet<string> = new Set(['halt/not-drained']);
 
 export const DEFAULT_SOCKET = '/run/lockstep/control.sock';
 
@@ -94,7 +96,7 @@ export class Context {
     const failure = this.failureOf(error);
     if (this.json) this.streams.err(`${JSON.stringify({ error: failure })}\n`);
     else this.streams.err(`lockstep: ${failure.message}\n`);
-    return failure.kind === 'operator' ? EXIT_OPERATOR : EXIT_FAILED;
+    return failure.kind === 'operator' && !RAN_OUT.has(failure.code) ? EXIT_OPERATOR : EXIT_FAILED;
   }
 
   private failureOf(error: unknown): { code: string; message: string; kind: string } {

@@ -277,6 +277,15 @@ t.test('reconcile --serve says that it is not for people when there is no pipe',
   t.strictSame(port.calls, []);
 });
 
+t.test('a halt whose time ran out ends as every wait that ran out, another halt under way as something to wait for', async (t) => {
+  const { port, run } = await openCli(t);
+  const cases = [['halt/not-drained', 1], ['halt/busy', 2]] as const;
+  for (const [why, code] of cases) {
+    port.answers.snapshot = () => { throw new ControlError({ kind: 'operator', code: why, message: 'not now' }); };
+    t.match(await run('snapshot', 'g/vol@s', '--halt'), { code, out: '', err: 'lockstep: not now\n' }, why);
+  }
+});
+
 t.test('a device list shows protection and clients', async (t) => {
   const { port, run } = await openCli(t);
   port.answers.devices = () => ({ group: 'g', lsn: 5, devices: [device({ protected: true, clients: 3 })] });
