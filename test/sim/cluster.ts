@@ -424,10 +424,11 @@ function isOperation(request: ControlRequest): request is OperationRequest {
 /**
  * Whether `secondary` has applied all that `primary` has appended, of the same
  * history: equal LSNs alone may be those of two histories that have not met yet.
+ * And whether its first content, which a command may have opened, has its client.
  */
 export function caughtUp(primary: SimHost, secondary: SimHost): boolean {
   const [one, other] = [primary.group, secondary.group];
-  return other.hasContent && other.appliedLsn === one.position.lsn && other.position.lsn === one.position.lsn && other.epochs.at(-1)!.id === one.epochs.at(-1)!.id;
+  return secondary.client !== undefined && other.hasContent && other.appliedLsn === one.position.lsn && other.position.lsn === one.position.lsn && other.epochs.at(-1)!.id === one.epochs.at(-1)!.id;
 }
 
 /** What these nodes said last, in the order of time. */
