@@ -10,6 +10,7 @@ import type { Reach } from '../control/schema/reach.js';
 import type { Group } from '../group/group.js';
 import type { Reactor } from '../io/reactor.js';
 import type { Answer } from './answer.js';
+import { caught } from './answer.js';
 import type { Links } from './links.js';
 import { pollOnceDurable } from './polling.js';
 
@@ -59,14 +60,9 @@ export function drain(reactor: Reactor, group: Group, links: Links, limitUs: num
   const { lsn } = group.position;
   const until = reactor.nowUs + limitUs;
   // Only what is durable here is exported at all.
-  pollOnceDurable(reactor, group, lsn, POLL_US, answer, (once) => {
-    try {
-      refuseUnlessSending(group);
-    } catch (error) {
-      once.failed(error);
-      return;
-    }
+  pollOnceDurable(reactor, group, lsn, POLL_US, answer, (once) => caught(once, () => {
+    refuseUnlessSending(group);
     const late = behind(group, links, lsn);
     if (late.length === 0 || reactor.nowUs >= until || group.closed) once.done({ lsn, drained: late.length === 0, behind: late, ...reach(group, links), notice: noticeOf(group, links) });
-  });
+  }));
 }

@@ -25,10 +25,14 @@ function strangersOf(config: Config): number {
   return Math.max(1, Math.floor(config.link.maxConnections * STRANGER_SHARE));
 }
 
+/** Peers of all groups. */
+export function peerCount(config: Config): number {
+  return config.groups.reduce((sum, group) => sum + group.peers.length, 0);
+}
+
 /** Arena bytes of all links of a node with one window of `windowBytes` each: a peer may be connected in both directions, and ships or receives in one. */
 export function linkArenaBytes(config: Config, windowBytes: number): number {
-  const peers = config.groups.reduce((sum, group) => sum + group.peers.length, 0);
-  return peers * (windowBytes + 2 * (CONNECTION_ARENA_BYTES + SHIPPER_ARENA_BYTES)) + (config.link.listen === undefined ? 0 : strangersOf(config) * CONNECTION_ARENA_BYTES);
+  return peerCount(config) * (windowBytes + 2 * (CONNECTION_ARENA_BYTES + SHIPPER_ARENA_BYTES)) + (config.link.listen === undefined ? 0 : strangersOf(config) * CONNECTION_ARENA_BYTES);
 }
 
 export class Links {

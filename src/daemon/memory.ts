@@ -17,7 +17,7 @@ import { MAX_MEMORY_BYTES } from '../io/real.js';
 import { MAX_BATCH_BYTES } from '../journal/format.js';
 import { DEFAULT_LIMITS } from '../nbd/limits.js';
 import { LinkWindows } from '../replication/windows.js';
-import { linkArenaBytes } from './links.js';
+import { linkArenaBytes, peerCount } from './links.js';
 
 /** What a link reads or receives at a time: as much as the arena has for all of them. */
 const LINK_WINDOW_BYTES: readonly number[] = [MIB, 512 * KIB, 256 * KIB];
@@ -30,7 +30,7 @@ const LINK_WINDOW_BYTES: readonly number[] = [MIB, 512 * KIB, 256 * KIB];
 export function takeFixedMemory(
   arena: Arena, config: Config, scale: { readonly destageBufferBytes: number; readonly checkpointBufferBytes: number }, servesNbd: boolean,
 ): LinkWindows | undefined {
-  const peers = config.groups.reduce((sum, group) => sum + group.peers.length, 0);
+  const peers = peerCount(config);
   const { reserveBytes, headroomBytes, chunkBytes } = DEFAULT_LIMITS;
   const buffers = { destager: { bufferBytes: scale.destageBufferBytes }, checkpointer: { bufferBytes: scale.checkpointBufferBytes } };
   const groups = config.groups.reduce((sum, { journal }) => sum + contentArenaBytes({ ...buffers, journal }), 0);

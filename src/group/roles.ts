@@ -164,12 +164,7 @@ export class Roles {
     const { formerJournals, groupId } = this.state;
     if (formerJournals === undefined || groupId === null) return;
     const failed = clearFormers(this.reactor, this.options, groupId, formerJournals, this.log);
-    try {
-      this.save({ formerJournals: failed });
-    } catch (error) {
-      if (!(error instanceof IoError)) throw error;
-      this.log.warn(`cannot note that former journals were removed: ${error.message}`);
-    }
+    this.trySave({ formerJournals: failed }, (why) => this.log.warn(`cannot note that former journals were removed: ${why}`));
   }
 
   /** Decides what this start means for the history. The journal was recovered up to `end`. */

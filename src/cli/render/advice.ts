@@ -4,6 +4,7 @@
  */
 
 import { formatSize } from '../../base/units.js';
+import { awaitedLinks } from '../../control/schema/reach.js';
 import type { GroupStatus } from '../../control/schema/status.js';
 import type { LinkEntry } from '../../control/schema/replies.js';
 import { formatDuration } from './words.js';
@@ -72,7 +73,7 @@ export function adviseGroup(group: GroupStatus): Advice[] {
 
 /** A hold is no full journal: it ends by itself, and whoever gave up a link or a cursor for it had to rebuild what that feeds. */
 function haltRemedy({ links, lsn }: GroupStatus, seconds: number): string {
-  const behind = links.filter((link) => link.role === 'to' && link.state !== 'dropped' && link.applied < lsn.appended).map((link) => link.peer);
+  const behind = awaitedLinks(links).filter((link) => link.applied < lsn.appended).map((link) => link.peer);
   return `it waits until every node has come to the same point and executed it${behind.length === 0 ? '' : `, now for ${behind.join(' and ')}`}; `
     + `the writers go on by themselves when it ends, in ${seconds} s at the latest. To end it at once, interrupt the command that asked for it (Ctrl-C)`;
 }
