@@ -54,7 +54,7 @@ function prepare(group: Group, links: Links, request: OperationRequest, pace: Pa
   if (request.op === 'adopt') {
     const once = endingOnce(answer);
     const asked = adoptionOf(group, request);
-    askPeers(group, links, asked, once, (error) => goOn(group, links, request, pace, once, error, asked));
+    askPeers(group, links, asked, once, (error) => goOn(group, links, request, pace, once, error, () => refuseChanged(group, asked, adoptionOf(group, request))));
     return;
   }
   const ends = endsToLoad(group, request);
@@ -65,12 +65,12 @@ function prepare(group: Group, links: Links, request: OperationRequest, pace: Pa
   preload(group.content, () => nodeNeeded(group, request), ends * LOADS_PER_END, (error) => goOn(group, links, request, pace, answer, error));
 }
 
-/** Carries out what was prepared; `error`: why it cannot be; `asked`: the adoption that the peers could execute. */
-function goOn(group: Group, links: Links, request: OperationRequest, pace: Pace, answer: Answer, error: Error | undefined, asked?: Adoption): void {
+/** Carries out what was prepared; `error`: why it cannot be; `recheck` throws OperatorError when it was prepared for something else. */
+function goOn(group: Group, links: Links, request: OperationRequest, pace: Pace, answer: Answer, error: Error | undefined, recheck?: () => void): void {
   try {
     if (error !== undefined) throw error;
     if (group.role !== 'primary') throw new OperatorError('role/not-primary', `group ${group.name} is ${group.role} on this node: ${group.roleReason}`);
-    if (request.op === 'adopt') refuseChanged(group, asked, adoptionOf(group, request));
+    recheck?.();
     carryOut(group, links, request, pace, answer);
   } catch (failure) {
     answer.failed(failure);
@@ -87,8 +87,7 @@ function adoptionOf(group: Group, request: AdoptRequest): Adoption {
 }
 
 /** The local snapshot may have been unsealed, written and sealed while the peers were asked about it: their answers are not about that. */
-function refuseChanged(group: Group, asked: Adoption | undefined, now: Adoption): void {
-  assert(asked !== undefined, 'the peers were asked');
+function refuseChanged(group: Group, asked: Adoption, now: Adoption): void {
   const changed = [
     ...(now.source === asked.source ? [] : [`it is a snapshot of ${nameOf(group, now.source)} now, and was one of ${nameOf(group, asked.source)}`]),
     ...(now.sizeBytes === asked.sizeBytes ? [] : [`it has ${now.sizeBytes} bytes now, and had ${asked.sizeBytes}`]),
