@@ -112,6 +112,16 @@ function reserve(io: Io, spare: string): void {
   if (synced < 0) io.unlink(spare);
 }
 
+/** The names in a directory; undefined: there is none. Throws IoError. */
+export function listIfThere(io: Io, directory: string): string[] | undefined {
+  try {
+    return io.list(directory);
+  } catch (error) {
+    if (error instanceof IoError && error.errno === Errno.ENOENT) return undefined;
+    throw error;
+  }
+}
+
 /** Creates a directory and what is missing above it, durably. What exists already is left as it is. Throws IoError. */
 export function mkdirs(io: Io, path: string, mode: number = DIRECTORY_MODE): void {
   const result = io.mkdir(path, mode);

@@ -19,7 +19,7 @@
 
 import { Errno, IoError } from '../../base/errors.js';
 import type { Log } from '../../base/log.js';
-import { must } from '../../io/file.js';
+import { listIfThere, must } from '../../io/file.js';
 import type { Io } from '../../io/io.js';
 import { O } from '../../io/io.js';
 import type { Reactor } from '../../io/reactor.js';
@@ -47,7 +47,7 @@ export function clearFormers(reactor: Reactor, options: PlaceOptions, groupId: s
     try {
       const why = notOurs(reactor, options, groupId, directory);
       if (why !== undefined) log.warn(`the journal lay in ${directory} before, and nothing is removed there: ${why}`);
-      else if (namesIn(reactor.io, directory) !== undefined) clear(reactor.io, directory);
+      else if (listIfThere(reactor.io, directory) !== undefined) clear(reactor.io, directory);
     } catch (error) {
       if (!(error instanceof IoError)) throw error;
       log.warn(`what the journal left in ${directory}, where it lay before, cannot be removed (${error.message}); the next start tries again`);
@@ -60,7 +60,7 @@ export function clearFormers(reactor: Reactor, options: PlaceOptions, groupId: s
 /** Why what lies in `directory` may not be this group's to remove; undefined: it is, or nothing is there. Throws IoError. */
 function notOurs(reactor: Reactor, options: PlaceOptions, groupId: string, directory: string): string | undefined {
   const { io } = reactor;
-  if ((namesIn(io, directory) ?? []).length === 0) return undefined;
+  if ((listIfThere(io, directory) ?? []).length === 0) return undefined;
   if (leadsTo(io, directory, journalDirectoryOf(options))) return 'it is the directory that the journal lies in';
   const note = noteIn(io, directory);
   // Also in the group's own directory: a link or a mount there may lead to what another node, of which this one is a copy, uses.
@@ -87,14 +87,4 @@ function clear(io: Io, directory: string): void {
   const owner = io.unlink(`${directory}/${OWNER_FILE}`);
   if (owner !== -Errno.ENOENT) must(owner, 'remove', `${directory}/${OWNER_FILE}`);
   must(io.syncDirectory(directory), 'fsync', directory);
-}
-
-/** Undefined: there is no such directory. Throws IoError. */
-function namesIn(io: Io, directory: string): string[] | undefined {
-  try {
-    return io.list(directory);
-  } catch (error) {
-    if (error instanceof IoError && error.errno === Errno.ENOENT) return undefined;
-    throw error;
-  }
 }

@@ -11,8 +11,9 @@
  */
 
 import { assert } from '../../base/assert.js';
-import { CorruptionError, Errno, IoError } from '../../base/errors.js';
+import { CorruptionError, IoError } from '../../base/errors.js';
 import { BLOCK_BYTES } from '../../base/units.js';
+import { listIfThere } from '../../io/file.js';
 import { O } from '../../io/io.js';
 import type { Io } from '../../io/io.js';
 import type { Reactor } from '../../io/reactor.js';
@@ -38,9 +39,9 @@ export function stateToStartFrom(reactor: Reactor, directory: string, journalDir
 /** Something that only a served group leaves, in words. */
 function servedLeftover(reactor: Reactor, directory: string, journalDirectory: string): string | undefined {
   const { io } = reactor;
-  const layer = names(io, `${directory}/layers`).find((name) => name.startsWith('device-'));
+  const layer = listIfThere(io, `${directory}/layers`)?.sort().find((name) => name.startsWith('device-'));
   if (layer !== undefined) return `layers/${layer}`;
-  if (names(io, directory).includes(CURSOR_FILE)) return CURSOR_FILE;
+  if (listIfThere(io, directory)?.includes(CURSOR_FILE) === true) return CURSOR_FILE;
   return checkpointLeft(io, directory) ?? journalLeft(reactor, journalDirectory);
 }
 
@@ -62,7 +63,7 @@ function checkpointLeft(io: Io, directory: string): string | undefined {
 
 function journalLeft(reactor: Reactor, directory: string): string | undefined {
   const { io, arena } = reactor;
-  const files = names(io, directory).filter((name) => name.startsWith('segment-'));
+  const files = (listIfThere(io, directory) ?? []).filter((name) => name.startsWith('segment-')).sort();
   if (files.length === 0) return undefined;
   const window = arena.lend(MAX_BATCH_BYTES);
   assert(window >= 0, 'no arena room to look at the journal');
@@ -109,14 +110,4 @@ function laterLsn(reactor: Reactor, fd: number, path: string, window: number): n
     }
   }
   return 0;
-}
-
-/** Throws IoError; a directory that was not made yet is empty. */
-function names(io: Io, directory: string): string[] {
-  try {
-    return io.list(directory).sort();
-  } catch (error) {
-    if (error instanceof IoError && error.errno === Errno.ENOENT) return [];
-    throw error;
-  }
 }

@@ -29,7 +29,7 @@
 import { assert } from '../../base/assert.js';
 import { CorruptionError, Errno, IoError } from '../../base/errors.js';
 import { BLOCK_BYTES, MIB } from '../../base/units.js';
-import { mkdirs, must } from '../../io/file.js';
+import { listIfThere, mkdirs, must } from '../../io/file.js';
 import { JobOp, JobTable, O, Queue } from '../../io/io.js';
 import type { Reactor } from '../../io/reactor.js';
 import { batch, entry, MAX_MARKER_BYTES } from '../../journal/format.js';
@@ -245,13 +245,7 @@ export class LocalJournal {
   /** Whether there is a journal; the rest of a creation that was cut off is removed. */
   private present(named: boolean): boolean {
     const { io } = this.reactor;
-    let names: string[];
-    try {
-      names = io.list(this.directory).filter((name) => name.startsWith('segment-'));
-    } catch (error) {
-      if (!(error instanceof IoError) || error.errno !== Errno.ENOENT) throw error;
-      names = [];
-    }
+    const names = (listIfThere(io, this.directory) ?? []).filter((name) => name.startsWith('segment-'));
     if (named && names.length === 0) throw new CorruptionError(this.directory, 0, 'the local journal that the checkpoint names is missing');
     if (named || names.some((name) => !this.isBlank(`${this.directory}/${name}`))) return true;
     for (const name of names) must(io.unlink(`${this.directory}/${name}`), 'remove', `${this.directory}/${name}`);
