@@ -2,12 +2,15 @@
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
+import type { Test } from 'tap';
 import { BATCH_HEADER_BYTES, BATCH_MAGIC, SEGMENT_HEADER_BYTES } from '../../src/journal/format.js';
 import { prepareSingle } from '../harness/node.js';
+import type { TestNode } from '../harness/node.js';
 import { makeTempDirectory, removeTempDirectory } from '../harness/temp.js';
 import { withDevice } from '../operations/devices.js';
 
-t.test('a block of a client that looks like a batch is none, also when the dump begins there', async (t) => {
+/** A node that has g/web, of 1 MiB, until the test ends. */
+async function withVolume(t: Test): Promise<{ node: TestNode; directory: string }> {
   const directory = makeTempDirectory('dump');
   const node = prepareSingle(directory);
   t.teardown(async () => {
@@ -16,6 +19,11 @@ t.test('a block of a client that looks like a batch is none, also when the dump 
   });
   await node.start();
   await node.command('create', 'g/web', '1M');
+  return { node, directory };
+}
+
+t.test('a block of a client that looks like a batch is none, also when the dump begins there', async (t) => {
+  const { node } = await withVolume(t);
   const { appended } = (await node.group('g')).lsn;
   const looksLike = (payloadBytes: number): Buffer => {
     const block = Buffer.alloc(4096);
@@ -41,14 +49,7 @@ t.test('a block of a client that looks like a batch is none, also when the dump 
 });
 
 t.test('a dump tells what lies before a damaged place, names that, and can go on behind it', async (t) => {
-  const directory = makeTempDirectory('dump');
-  const node = prepareSingle(directory);
-  t.teardown(async () => {
-    await node.stop();
-    removeTempDirectory(directory);
-  });
-  await node.start();
-  await node.command('create', 'g/web', '1M');
+  const { node, directory } = await withVolume(t);
   const batches: number[] = [];
   await withDevice(node, 'web', async (client) => {
     for (let i = 0; i < 6; i++) {
